@@ -1,0 +1,1 @@
+"""FedSieve: federated learning that survives malicious clients."""

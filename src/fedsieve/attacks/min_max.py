@@ -1,0 +1,82 @@
+"""Min-Max: as far against the benign mean as the benign updates themselves are spread.
+
+Shejwalkar, Houmansadr. Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
+Learning. NDSS 2021. Equation 8.
+
+Variant: every malicious client sends v = mu - gamma p, with the largest gamma for which
+max_i |v - v_i| <= max_ij |v_i - v_j| over the honest updates v_i the attacker knows, and p the unit vector of mu
+(``unit-vector``), its sign (``sign``) or the updates' standard deviation (``std``).
+Departs: gamma is solved for instead of searched by halving steps. |mu - gamma p - v_i|^2 <= R^2 is a quadratic
+inequality in gamma for each i, so the largest common gamma is the smallest of the larger roots: the exact
+supremum, without the search's starting value, which caps it in the published code.
+Needs: the benign updates; with partial knowledge, the malicious clients' own honest ones.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsieve.ops import pairwise_sq_distances
+from fedsieve.types import AttackView, Traits
+
+Deviation = Literal["unit-vector", "sign", "std"]
+
+
+def deviation(x: Float[Tensor, "n d"], kind: Deviation) -> Float[Tensor, " d"]:
+    """The direction to walk away from: unit vector or sign of the mean, or the standard deviation, ddof 1."""
+    mean = x.mean(dim=0)
+    match kind:
+        case "unit-vector":
+            norm = mean.norm()
+            return mean / norm if norm > 0 else mean
+        case "sign":
+            return mean.sign()
+        case "std":
+            return x.std(dim=0) if len(x) > 1 else torch.zeros_like(mean)
+
+
+def largest_step(
+    x: Float[Tensor, "n d"], direction: Float[Tensor, " d"], sq_radius: float | Float[Tensor, ""]
+) -> float:
+    """The largest gamma >= 0 with |mean - gamma direction - x_i|^2 <= sq_radius for every row i; 0 if none.
+
+    With a_i = mean - x_i: gamma^2 |p|^2 - 2 gamma <a_i, p> + |a_i|^2 - R^2 <= 0.
+    """
+    offsets = (x.mean(dim=0) - x).double()
+    p = direction.double()
+    square = float(p @ p)
+    if square == 0:
+        return 0.0
+    half = offsets @ p
+    room = half**2 - square * (offsets.square().sum(dim=1) - sq_radius)
+    return max(0.0, float(((half + room.clamp(min=0).sqrt()) / square).min()))
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """All malicious clients send the same update, within the benign updates' own diameter of each of them.
+
+    Attributes:
+        deviation: What to deviate along.
+    """
+
+    deviation: Deviation = "unit-vector"
+    traits: ClassVar[Traits] = Traits(
+        summary="The largest deviation that stays within the benign updates' diameter",
+        paper="Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021",
+        needs=("updates",),
+    )
+
+    def poison(self, x: Tensor, y: Tensor, n_classes: int, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
+        """See :class:`fedsieve.types.Attack`."""
+        return x, y
+
+    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
+        """See :class:`fedsieve.types.Attack`."""
+        known = view.known
+        direction = deviation(known, self.deviation)
+        gamma = largest_step(known, direction, pairwise_sq_distances(known).max())
+        return (known.mean(dim=0) - gamma * direction).expand(len(view.own), -1).clone()

@@ -1,0 +1,79 @@
+"""Scaling: a backdoor learned from poisoned copies of the local data, then scaled up to survive averaging.
+
+Bagdasaryan, Veit, Hua, Estrin, Shmatikov. How To Backdoor Federated Learning. AISTATS 2020; with the data
+augmentation of Cao et al., FLTrust, NDSS 2021.
+
+Variant: copies of a share of the local samples, with the trigger and the target label, join the clean ones; the
+update is multiplied by ``factor``, by default n / m, with which m colluding clients replace the mean.
+Departs: Bagdasaryan et al. use one attacker and n / (server learning rate); FLTrust uses n. Set ``factor`` for these.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsieve.types import AttackView, ParameterError, Traits
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Plant a trigger and scale the update.
+
+    Attributes:
+        target: The class that a triggered input shall be given.
+        share: Poisoned copies per clean sample, in (0, 1].
+        factor: What the update is multiplied by; None: clients of the round / malicious ones among them.
+        size: Side of the square trigger in an image's top left corner, in pixels.
+        value: The trigger's pixel value, on the dataset's own scale.
+        stride: In data without pixels, every ``stride``-th feature becomes 0.
+    """
+
+    target: int = 0
+    share: float = 0.5
+    factor: float | None = None
+    size: int = 5
+    value: float = 1.0
+    stride: int = 20
+    traits: ClassVar[Traits] = Traits(
+        summary="Backdoor: a trigger in poisoned copies of the data, the update scaled up",
+        paper="Bagdasaryan et al., How To Backdoor Federated Learning, AISTATS 2020",
+        needs=("data", "updates"),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ParameterError(f"scaling: share must be in (0, 1], got {self.share}")
+        if self.factor is not None and self.factor <= 0:
+            raise ParameterError(f"scaling: factor must be positive, got {self.factor}")
+        if min(self.size, self.stride) < 1 or self.target < 0:
+            raise ParameterError(
+                f"scaling: size and stride must be at least 1 and target at least 0, "
+                f"got {self.size}, {self.stride} and {self.target}"
+            )
+
+    def trigger(self, x: Tensor, /) -> Tensor:
+        """See :class:`fedsieve.types.Backdoor`. Images are [k, channels, height, width]; the rest [k, features]."""
+        marked = x.clone()
+        if x.dim() == 4:
+            marked[:, :, : self.size, : self.size] = self.value
+        else:
+            marked[:, :: self.stride] = 0
+        return marked
+
+    def poison(self, x: Tensor, y: Tensor, n_classes: int, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
+        """See :class:`fedsieve.types.Attack`."""
+        if self.target >= n_classes:
+            raise ParameterError(f"scaling: target must be below the {n_classes} classes, got {self.target}")
+        copies = torch.randperm(len(y), generator=generator)[: round(self.share * len(y))].to(y.device)
+        return (
+            torch.cat([x, self.trigger(x[copies])]),
+            torch.cat([y, torch.full_like(y[copies], self.target)]),
+        )
+
+    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
+        """See :class:`fedsieve.types.Attack`."""
+        factor = view.n_clients / len(view.own) if self.factor is None else self.factor
+        return factor * view.own

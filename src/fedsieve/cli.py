@@ -1,0 +1,298 @@
+"""The command line: parse, call, print. Results go to standard output, everything else to standard error."""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from fedsieve.types import FedSieveError, ParameterError
+
+if TYPE_CHECKING:  # heavy: imported where used, so that --help is instant
+    import torch
+
+    from fedsieve.types import RoundRecord
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated learning that survives malicious clients.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, fetch it, check it.")
+app.add_typer(data_app, name="data")
+
+out = Console()
+err = Console(stderr=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake exits 2 with one line, a failure of ours 1, an interruption 130."""
+    try:
+        app()
+    except FedSieveError as error:
+        err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; --resume goes on from the last checkpoint")
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    file: Annotated[Path | None, typer.Argument(help="An experiment as YAML; options override it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. attack.factor=5.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="[default: digits]")] = None,
+    model: Annotated[str | None, typer.Option(help="[default: the dataset's]")] = None,
+    attack: Annotated[str | None, typer.Option(help="[default: none]")] = None,
+    defense: Annotated[str | None, typer.Option(help="[default: skymask]")] = None,
+    clients: Annotated[int | None, typer.Option(help="Clients in all. [default: the dataset's]")] = None,
+    malicious: Annotated[int | None, typer.Option(help="Malicious ones among them. [default: a fifth]")] = None,
+    rounds: Annotated[int | None, typer.Option(help="[default: 50]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random number. [default: 0]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    directory: Annotated[
+        Path | None, typer.Option("--out", help="Run directory. [default: runs/KEY of the experiment]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the directory's last checkpoint.")] = False,
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run one experiment: a federation, an attack, a defense."""
+    from fedsieve.data.store import data_folder
+    from fedsieve.experiment import Experiment
+    from fedsieve.report import text
+    from fedsieve.runs import run as run_experiment
+
+    options = {
+        "dataset": dataset,
+        "model": model,
+        "attack": attack,
+        "defense": defense,
+        "clients": clients,
+        "malicious": malicious,
+        "rounds": rounds,
+        "seed": seed,
+    }
+    chosen = _settings({k: v for k, v in options.items() if v is not None}, settings or [])
+    experiment = Experiment.read(file, chosen) if file else Experiment.of(chosen)
+    target = directory or Path("runs") / experiment.key
+    start = time.perf_counter()
+    with _Progress(experiment.rounds, experiment.dataset.name, hidden=quiet) as progress:
+        records, summary = run_experiment(
+            experiment,
+            out=target,
+            data=data_folder(),
+            device=_device(device),
+            resume=resume,
+            on_round=progress.show,
+        )
+    result = text.as_json(experiment, records, summary, time.perf_counter() - start, str(target))
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        out.print(
+            f"[bold]{experiment.attack.name}[/] ({experiment.n_malicious} of {experiment.clients} clients malicious) "
+            f"against [bold]{experiment.defense.name}[/], {experiment.dataset.name}, {experiment.model.name}, "
+            f"{len(records)} rounds, seed {experiment.seed}"
+        )
+        out.print(text.closing(result, records))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="attacks, defenses, datasets, models or partitions.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print every registered name with its traits."""
+    from fedsieve import registry
+
+    if kind is not None and kind not in registry.KINDS:
+        raise ParameterError(f"can't list {kind!r}; there are {', '.join(registry.KINDS)}")
+    found = {
+        k: [{"name": n, **asdict(registry.traits(k, n)), "parameters": _parameters(k, n)} for n in registry.names(k)]
+        for k in ([kind] if kind else registry.KINDS)
+    }
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for title, entries in found.items():
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(title, no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column("needs", overflow="fold")
+        for entry in entries:
+            lines = [entry["summary"]]
+            if kind:  # one kind asked for: room for all there is to know
+                lines += [f"[dim]{_plain(entry['paper'])}[/]"] if entry["paper"] else []
+                lines += [f"[dim]{k} = {_plain(_short(v))}[/]" for k, v in entry["parameters"].items()]
+            needs = [*entry["needs"], *([entry["bound"]] if entry["bound"] else [])]
+            table.add_row(entry["name"], "\n".join(lines), ", ".join(needs))
+        out.print(table)
+        out.print()
+    if not kind:
+        out.print("fedsieve list KIND adds papers and parameters.")
+
+
+@data_app.command("list")
+def data_list(as_json: JsonFlag = False) -> None:
+    """Print every dataset, its files, and whether they are here."""
+    from fedsieve import registry
+    from fedsieve.data.store import data_folder
+
+    folder = data_folder()
+    rows = []
+    for name in registry.names("datasets"):
+        loader = registry.build("datasets", name, {})
+        rows.append((name, _state(loader, folder), [file.path for file in loader.files()]))
+    if as_json:
+        found = [{"name": name, "state": state, "files": files} for name, state, files in rows]
+        typer.echo(json.dumps({"folder": str(folder), "datasets": found}))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("dataset", "state", "original files"):
+        table.add_column(column, no_wrap=column == "dataset")
+    for name, state, files in rows:
+        table.add_row(name, state, "\n".join(files) or "none: ships with a dependency")
+    out.print(f"data folder: {folder} (set FEDSIEVE_DATA for another)", soft_wrap=True)
+    out.print(table)
+
+
+@data_app.command()
+def fetch(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")]) -> None:
+    """Download the original files that are missing or broken, and check them."""
+    from fedsieve.data.store import data_folder
+
+    for name, loader in _loaders(names):
+        loader.fetch(data_folder())
+        out.print(f"{name}: complete")
+
+
+@data_app.command()
+def verify(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")]) -> None:
+    """Check the files' published checksums."""
+    from fedsieve.data.store import data_folder
+
+    for name, loader in _loaders(names):
+        loader.verify(data_folder())
+        out.print(f"{name}: checksums right")
+
+
+# --- Helpers ------------------------------------------------------------------------------------------------
+
+
+def _settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
+    """Options and ``--set`` pairs as nested settings; values are read as YAML."""
+    from fedsieve.experiment import override
+
+    result = dict(options)
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ParameterError(f"--set takes key=value, e.g. --set attack.factor=5, got {pair!r}")
+        try:
+            override(result, key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ParameterError(f"--set {key}: {value!r} is no YAML value") from error
+    return result
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(f"can't compute on device {name!r}: {str(error).splitlines()[0]}; try cpu") from error
+    return device
+
+
+def _loaders(names: list[str]) -> list[tuple[str, Any]]:
+    from fedsieve import registry
+
+    wanted = registry.names("datasets") if names == ["all"] else names
+    return [(name, registry.build("datasets", name, {})) for name in wanted]
+
+
+def _state(loader: Any, folder: Path) -> str:
+    try:
+        loader.verify(folder)
+    except FedSieveError as error:
+        return "broken" if type(error).__name__ == "CorruptDataError" else "missing"
+    return "ready"
+
+
+def _parameters(kind: str, name: str) -> dict[str, Any]:
+    from fedsieve import registry
+
+    return registry.complete(kind, name, {})
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Text in which rich finds no markup."""
+    return text.replace("[", r"\[")
+
+
+class _Progress:
+    """A live line: round, accuracy, detection rates, time left."""
+
+    def __init__(self, rounds: int, dataset: str, hidden: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(20),
+            TextColumn("{task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=err,
+            disable=hidden,
+        )
+        self._task = self._bar.add_task(f"loading {dataset}", total=rounds)
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, record: "RoundRecord") -> None:
+        """One round more."""
+        from fedsieve.report.text import percent
+
+        if record.test_accuracy is not None:
+            self._accuracy = record.test_accuracy
+        line = f"accuracy {percent(self._accuracy)}"
+        if record.false_positive_rate is not None:
+            line += f"  FPR {percent(record.false_positive_rate)}"
+        if record.false_negative_rate is not None:
+            line += f"  FNR {percent(record.false_negative_rate)}"
+        if record.attack_success_rate is not None:
+            line += f"  ASR {percent(record.attack_success_rate)}"
+        if not record.applied:
+            line += f"  ({record.note})"
+        self._bar.update(self._task, completed=record.round + 1, description=line)
+
+
+if __name__ == "__main__":
+    main()

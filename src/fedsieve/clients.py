@@ -1,0 +1,213 @@
+"""The clients' half of a round: local training of a whole cohort at once.
+
+Every client starts from the global model and runs SGD on its own data. Two engines do the same sums: ``vmap``
+trains a chunk of clients as one batched computation (``torch.func``), which wins by far for small models and on a
+GPU; a loop over clients with channels-last convolutions wins on a CPU for convolutional networks. Which one runs,
+and how many clients share a chunk, follows from model and device and does not change a result beyond rounding.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, vmap
+
+from fedsieve.models.flat import FlatModel
+from fedsieve.seeding import stream
+
+# On a CPU, the weights of one chunk stay in its cache; on a GPU a chunk takes what memory there is.
+_CPU_CHUNK_FLOATS = 1 << 21
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's training samples, on the device that trains it: ``x`` [k, ...], ``y`` [k]."""
+
+    x: Tensor
+    y: Int[Tensor, " k"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How every client trains. SGD exactly as ``torch.optim.SGD`` does it.
+
+    Attributes:
+        learning_rate: β in the papers.
+        batch_size: Samples per step; a client that has fewer uses all it has.
+        steps: Batches per round, each drawn anew without replacement. Ignored if ``epochs`` is given.
+        epochs: Passes over the client's data per round, the last batch of each possibly smaller.
+        momentum: Starts from nothing every round.
+        weight_decay: L2 penalty, added to the gradient after clipping.
+        clip_norm: Largest Euclidean norm of a gradient; None does not clip.
+    """
+
+    learning_rate: float = 0.5
+    batch_size: int = 32
+    steps: int = 1
+    epochs: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def batches(self, n_samples: int, generator: torch.Generator) -> list[Int[Tensor, " b"]]:
+        """The rows of each step's batch."""
+        if self.epochs is None:
+            return [torch.randperm(n_samples, generator=generator)[: self.batch_size] for _ in range(self.steps)]
+        return [
+            batch
+            for _ in range(self.epochs)
+            for batch in torch.split(torch.randperm(n_samples, generator=generator), self.batch_size)
+        ]
+
+
+@dataclass
+class Trainer:
+    """Trains cohorts of one model.
+
+    Attributes:
+        model: The architecture.
+        settings: How each client trains.
+        seed: The experiment's; batches and dropout follow from (seed, round, client) alone.
+        vectorize: Whether chunks of clients are trained as one computation; None chooses what is faster.
+    """
+
+    model: FlatModel
+    settings: LocalTraining
+    seed: int
+    vectorize: bool | None = None
+    _gpu_chunk: int | None = field(default=None, init=False, repr=False)
+
+    def updates(
+        self, params: Float[Tensor, " d"], clients: Mapping[int, ClientData], round: int
+    ) -> Float[Tensor, "n d"]:
+        """What each client sends: ``local_params - params``, rows in the order of ``clients``.
+
+        Args:
+            params: The global model.
+            clients: Data by client id; the id decides the client's random numbers.
+            round: Counts from 0; decides them too.
+        """
+        ids = list(clients)
+        plans = [self.settings.batches(len(clients[i].y), stream(self.seed, "batches", round, i)) for i in ids]
+        result = params.new_empty(len(ids), len(params))
+        # clients with equal batch sizes side by side, so that a chunk needs few separate computations
+        order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
+        start = 0
+        while start < len(order):
+            rows = order[start : start + self._chunk(params, len(order))]
+            try:
+                local = self._train(
+                    params, [clients[ids[k]] for k in rows], [plans[k] for k in rows], [ids[k] for k in rows], round
+                )
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                self._gpu_chunk = len(rows) // 2
+                continue
+            result[rows] = local.sub_(params)
+            start += len(rows)
+        return result
+
+    def _chunk(self, params: Float[Tensor, " d"], n: int) -> int:
+        """Clients per chunk."""
+        if not self._vectorized(params.device):
+            return 1
+        if params.device.type == "cpu":
+            return max(1, _CPU_CHUNK_FLOATS // len(params))
+        return min(n, self._gpu_chunk or n)
+
+    def _vectorized(self, device: torch.device) -> bool:
+        if self.vectorize is not None:
+            return self.vectorize and not self.model.is_random
+        # dropout needs a stream of its own per client, which a batched computation does not have
+        return not self.model.is_random and not (device.type == "cpu" and self.model.convolves)
+
+    def _train(
+        self,
+        params: Float[Tensor, " d"],
+        clients: Sequence[ClientData],
+        plans: Sequence[Sequence[Int[Tensor, " b"]]],
+        ids: Sequence[int],
+        round: int,
+    ) -> Float[Tensor, "c d"]:
+        """The local models of one chunk of clients."""
+        s, n_parameters = self.settings, self.model.layout.n_parameters
+        local = params.repeat(len(clients), 1)
+        velocity: Tensor | None = None
+        for step in range(max(len(plan) for plan in plans)):
+            by_size: dict[int, list[int]] = defaultdict(list)
+            for k, plan in enumerate(plans):
+                if step < len(plan):
+                    by_size[len(plan[step])].append(k)
+            for rows in by_size.values():
+                x = torch.stack([clients[k].x[plans[k][step].to(clients[k].x.device)] for k in rows])
+                y = torch.stack([clients[k].y[plans[k][step].to(clients[k].y.device)] for k in rows])
+                gradients, statistics = self._gradients(local[rows], x, y, [ids[k] for k in rows], round, step)
+                if s.clip_norm is not None:
+                    norms = gradients.norm(dim=1, keepdim=True)
+                    gradients = gradients * (s.clip_norm / (norms + 1e-6)).clamp(max=1)
+                if s.weight_decay:
+                    gradients = gradients + s.weight_decay * local[rows, :n_parameters]
+                if s.momentum:
+                    velocity = torch.zeros_like(local[:, :n_parameters]) if velocity is None else velocity
+                    velocity[rows] = gradients = s.momentum * velocity[rows] + gradients
+                local[rows, :n_parameters] -= s.learning_rate * gradients
+                local[rows, n_parameters:] = statistics
+        return local
+
+    def _gradients(
+        self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"], ids: Sequence[int], round: int, step: int
+    ) -> tuple[Float[Tensor, "c p"], Float[Tensor, "c r"]]:
+        """Each client's gradient on its batch, and its running statistics afterwards."""
+        if self._vectorized(local.device):
+            parameters, statistics = self.model.split(self.model.layout.unflatten(local))
+            per_client = vmap(grad(self.model.training_loss, has_aux=True))
+            gradients, moved = per_client(parameters, statistics, x, y)
+            return _flat(gradients, len(local), local), _flat(moved, len(local), local)
+        rows = []
+        for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
+            with torch.random.fork_rng(devices=[], enabled=self.model.is_random):
+                if self.model.is_random:
+                    name = f"dropout/{step}"
+                    torch.manual_seed(stream(self.seed, name, round, client).initial_seed())
+                rows.append(self.model.gradient_and_statistics(flat, xi, yi))
+        return torch.stack([g for g, _ in rows]), torch.stack([s for _, s in rows])
+
+
+def _flat(tensors: Mapping[str, Tensor], n: int, like: Tensor) -> Float[Tensor, "n k"]:
+    """One row per client of all its tensors."""
+    return torch.cat([t.reshape(n, -1) for t in tensors.values()], dim=1) if tensors else like.new_empty(n, 0)
+
+
+@dataclass(frozen=True)
+class RootClient:
+    """The server's own client: the root dataset, seen through the global model of one round.
+
+    Implements :class:`fedsieve.types.Root`.
+
+    Attributes:
+        trainer: Trains it like any client.
+        data: The root dataset.
+        params: The round's global model.
+        round: Counts from 0.
+    """
+
+    trainer: Trainer
+    data: ClientData
+    params: Float[Tensor, " d"]
+    round: int
+
+    def loss(self, flat: Float[Tensor, " d"], /) -> Float[Tensor, ""]:
+        """Mean cross-entropy, normalised with the root batch's own statistics."""
+        return self.trainer.model.loss(flat, self.data.x, self.data.y)
+
+    def gradient(self, flat: Float[Tensor, " d"], /) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """That loss and its gradient."""
+        return self.trainer.model.gradient(flat, self.data.x, self.data.y)
+
+    def update(self) -> Float[Tensor, " d"]:
+        """Local training from the global model; its random numbers are those of client -1."""
+        return self.trainer.updates(self.params, {-1: self.data}, self.round)[0]

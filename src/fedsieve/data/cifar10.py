@@ -1,0 +1,168 @@
+"""CIFAR-10: 60,000 colour images of 32 x 32 pixels, from the original archive or its unpacked batches."""
+
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from fedsieve.data import store
+from fedsieve.data.dataset import Dataset, RemoteFile
+from fedsieve.types import CorruptDataError, MissingDataError, Traits
+
+NAME = "cifar10"
+ARCHIVE = RemoteFile(
+    "cifar10/cifar-10-python.tar.gz",
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+    "c58f30108f718f92721af3b95e74349a",
+)
+INSIDE = "cifar-10-batches-py"  # the archive's one folder
+BATCHES = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training pixels, per channel
+
+
+@dataclass(frozen=True)
+class CIFAR10:
+    """Each channel with mean 0 and deviation 1, shape [3, 32, 32]; the published 50,000 to train, 10,000 to test."""
+
+    traits: ClassVar[Traits] = Traits(
+        summary="60,000 colour images of animals and vehicles, 32 x 32 pixels",
+        paper="Krizhevsky, Learning Multiple Layers of Features from Tiny Images, University of Toronto 2009",
+    )
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model": "resnet20",
+        "clients": 100,
+        "local": {"steps": 5},
+        "attack_parameters": {"scaling": {"value": 2.1}},  # a white trigger
+        "defense_parameters": {
+            "skymask": {"mask_learning_rate": 1e8},
+            "skymask-nr": {"mask_learning_rate": 1e8},
+        },
+    }
+
+    def files(self) -> tuple[RemoteFile, ...]:
+        """The archive; its unpacked batches do as well."""
+        return (ARCHIVE,)
+
+    def verify(self, folder: Path) -> None:
+        """Check the unpacked batches if there, else the archive; raises MissingDataError or CorruptDataError."""
+        if place := unpacked(folder):
+            for _ in from_folder(place):
+                pass
+        else:
+            store.verify(ARCHIVE, folder, dataset=NAME)
+
+    def fetch(self, folder: Path) -> None:
+        """Download the archive unless it or the batches are there; raises MissingDataError or CorruptDataError."""
+        if unpacked(folder):
+            self.verify(folder)
+        else:
+            store.fetch(ARCHIVE, folder, dataset=NAME)
+
+    def load(self, folder: Path, generator: torch.Generator) -> Dataset:
+        """Read the batches below ``folder``, else the archive, fetched if missing; ``generator`` is not used."""
+        place = unpacked(folder)
+        batches = from_folder(place) if place else from_archive(store.fetch(ARCHIVE, folder, dataset=NAME))
+        parts = {name: parse(content, where) for name, where, content in batches}
+        *train, test = (parts[name] for name in BATCHES)
+        x, y = torch.cat([x for x, _ in train]), torch.cat([y for _, y in train])
+        return Dataset(normalise(x), y, normalise(test[0]), test[1], n_classes=10)
+
+
+def unpacked(folder: Path) -> Path | None:
+    """Where below ``folder`` all six batches lie, if they do."""
+    for place in (folder / NAME / INSIDE, folder / NAME, folder / INSIDE):
+        if all((place / name).is_file() for name in BATCHES):
+            return place.absolute()
+    return None
+
+
+def from_folder(place: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Each batch's name, place in words and content, checked; raises MissingDataError or CorruptDataError."""
+    for name, md5 in BATCHES.items():
+        where = str(place / name)
+        try:
+            content = (place / name).read_bytes()
+        except OSError as error:
+            raise MissingDataError(f"{where} cannot be read: {error.strerror}") from None
+        store.check_md5(content, md5, where)
+        yield name, where, content
+
+
+def from_archive(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """As :func:`from_folder`, from the archive, in its own order; nothing is extracted to disk."""
+    missing = dict(BATCHES)
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                stream = archive.extractfile(member) if folder == INSIDE and name in missing else None
+                if stream is None:
+                    continue
+                content, where = stream.read(), f"{name} in {path}"
+                store.check_md5(content, missing.pop(name), where)
+                yield name, where, content
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise CorruptDataError(f"{path} is not a whole tar.gz file: {error}") from None
+    if missing:
+        raise CorruptDataError(f"{path} is corrupt: it lacks {', '.join(missing)}")
+
+
+def parse(content: bytes, where: str) -> tuple[UInt8[Tensor, "N 3 32 32"], Int[Tensor, " N"]]:
+    """The images and classes of one batch, a pickle of Python 2; raises CorruptDataError, which names ``where``."""
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        _, shape, dtype, fortran_order, pixels = batch[b"data"].state
+        if dtype.given[0] != b"u1" or fortran_order or shape[1:] != (3 * 32 * 32,):
+            raise ValueError(f"images of shape {shape}, type {dtype.given[0]!r}")
+        x = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32)
+        y = np.array(batch[b"labels"], np.int64)
+        if shape[0] != len(x) or y.shape != (len(x),) or (y < 0).any() or (y > 9).any():
+            raise ValueError(f"{len(x)} images of {shape[0]}, with labels of shape {y.shape}, not all in 0 to 9")
+    except Exception as error:  # a pickle is a program, and can fail like any
+        raise CorruptDataError(f"{where} is not a CIFAR-10 batch: {error or type(error).__name__}") from None
+    return torch.from_numpy(x.copy()), torch.from_numpy(y)
+
+
+def normalise(images: UInt8[Tensor, "N 3 32 32"]) -> Float[Tensor, "N 3 32 32"]:
+    """Each channel less its mean, by its standard deviation."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+class _Inert:
+    """Stands for whatever a batch calls by name: keeps what it is given and does nothing."""
+
+    __slots__ = ("given", "state")
+
+    def __init__(self, *given: object) -> None:
+        self.given = given
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a batch without running anything that the file names, not even numpy."""
+
+    allowed = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
+
+    def find_class(self, module: str, name: str) -> type[_Inert]:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+        return _Inert

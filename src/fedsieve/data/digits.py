@@ -1,0 +1,46 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels, shipped with scikit-learn itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from sklearn.datasets import load_digits
+
+from fedsieve.data.dataset import Dataset, RemoteFile
+from fedsieve.types import Traits
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Pixels scaled to [0, 1], shape [1, 8, 8]. A fifth, drawn with the experiment's seed, is the test set."""
+
+    traits: ClassVar[Traits] = Traits(
+        summary="1,797 handwritten digits of 8 x 8 pixels; needs no download",
+        paper="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998",
+    )
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model": "mlp",
+        "clients": 30,
+        "attack_parameters": {"scaling": {"size": 2}},
+    }
+
+    def files(self) -> tuple[RemoteFile, ...]:
+        """None: scikit-learn ships the data."""
+        return ()
+
+    def verify(self, folder: Path) -> None:
+        """Nothing to check."""
+
+    def fetch(self, folder: Path) -> None:
+        """Nothing to fetch."""
+
+    def load(self, folder: Path, generator: torch.Generator) -> Dataset:
+        """Read from scikit-learn; ``folder`` is not used."""
+        raw = load_digits()
+        x = torch.from_numpy(raw.images).float().div_(16).unsqueeze(1)
+        y = torch.from_numpy(raw.target).long()
+        order = torch.randperm(len(y), generator=generator)
+        test, train = order[: len(y) // 5], order[len(y) // 5 :]
+        return Dataset(x[train], y[train], x[test], y[test], n_classes=10)

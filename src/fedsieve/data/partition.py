@@ -1,0 +1,229 @@
+"""Who holds which training samples: the server's root dataset, and a partition of the rest among the clients.
+
+Every partition gives disjoint sets of at least one sample each, or raises with the numbers.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fedsieve.types import ParameterError, Traits
+
+
+def quotas(total: int, shares: list[float]) -> list[int]:
+    """``total`` split in proportion to ``shares``, in whole numbers that add up (largest remainders)."""
+    exact = [total * share / sum(shares) for share in shares]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda k: (counts[k] - exact[k], k))
+    for k in by_remainder[: total - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+def root_indices(
+    y: Int[Tensor, " N"], n_classes: int, size: int, bias: float, label: int, generator: torch.Generator
+) -> Int[Tensor, " size"]:
+    """Samples of the server's root dataset: class ``label`` has the share ``bias``, every other class the same.
+
+    Raises:
+        ParameterError: If a class has too few samples.
+    """
+    shares = [bias if k == label else (1 - bias) / (n_classes - 1) for k in range(n_classes)]
+    chosen = []
+    for k, count in enumerate(quotas(size, shares)):
+        members = torch.nonzero(y == k).squeeze(1)
+        if count > len(members):
+            raise ParameterError(f"root data: {count} samples of class {k} asked for, the data has {len(members)}")
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen)
+
+
+@runtime_checkable
+class Partition(Protocol):
+    """Deals samples to clients."""
+
+    traits: ClassVar[Traits]
+
+    def __call__(
+        self,
+        y: Int[Tensor, " N"],
+        owners: Int[Tensor, " N"] | None,
+        n_clients: int,
+        n_classes: int,
+        generator: torch.Generator,
+        /,
+    ) -> list[Int[Tensor, " k"]]:
+        """Rows of ``y`` of each client; every list is disjoint from the others and not empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class IID:
+    """Every client gets an equal part of a random permutation."""
+
+    traits: ClassVar[Traits] = Traits(summary="Equal random parts")
+
+    def __call__(
+        self,
+        y: Int[Tensor, " N"],
+        owners: Int[Tensor, " N"] | None,
+        n_clients: int,
+        n_classes: int,
+        generator: torch.Generator,
+        /,
+    ) -> list[Int[Tensor, " k"]]:
+        """See :class:`Partition`."""
+        parts = torch.tensor_split(torch.randperm(len(y), generator=generator), n_clients)
+        return _nobody_empty(list(parts), len(y), "iid")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The papers' non-IID split: C groups; a sample of class k joins group k with probability q, else another one.
+
+    Fang et al., USENIX Security 2020; FLTrust; SkyMask section IV-A1. Clients are dealt to the groups at random but
+    evenly (each group has n / C of them, up to one), as FLTrust does it, and each group's samples evenly to its
+    clients. q = 1 / C is IID.
+
+    Attributes:
+        q: Degree of non-IID, in [0, 1].
+    """
+
+    q: float = 0.5
+    traits: ClassVar[Traits] = Traits(
+        summary="C groups, each mostly of one class; every client draws from one group",
+        paper="Fang et al., Local Model Poisoning Attacks, USENIX Security 2020",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.q <= 1:
+            raise ParameterError(f"groups: q must be in [0, 1], got {self.q}")
+
+    def __call__(
+        self,
+        y: Int[Tensor, " N"],
+        owners: Int[Tensor, " N"] | None,
+        n_clients: int,
+        n_classes: int,
+        generator: torch.Generator,
+        /,
+    ) -> list[Int[Tensor, " k"]]:
+        """See :class:`Partition`."""
+        stays = torch.rand(len(y), generator=generator) < self.q
+        other = (y + torch.randint(1, n_classes, (len(y),), generator=generator)) % n_classes
+        group = torch.where(stays, y, other)
+        parts: list[Tensor] = [y[:0]] * n_clients
+        dealt = torch.randperm(n_clients, generator=generator)
+        for k in range(min(n_classes, n_clients)):
+            members = torch.nonzero(group == k).squeeze(1)
+            members = members[torch.randperm(len(members), generator=generator)]
+            clients = dealt[k::n_classes]
+            for client, part in zip(clients.tolist(), torch.tensor_split(members, len(clients)), strict=True):
+                parts[client] = part
+        return _nobody_empty(parts, len(y), "groups")
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each class is dealt to the clients in proportions drawn from a Dirichlet distribution.
+
+    Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
+    2019. In the form of Yurochkin et al. (ICML 2019), which deals by class; drawn again, up to 1,000 times, until
+    every client has ``min_samples``.
+
+    Attributes:
+        alpha: Concentration; small is far from IID.
+        min_samples: Fewest samples a client may have.
+    """
+
+    alpha: float = 0.5
+    min_samples: int = 10
+    traits: ClassVar[Traits] = Traits(
+        summary="Class proportions per client from a Dirichlet distribution",
+        paper="Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019",
+    )
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0 or self.min_samples < 1:
+            raise ParameterError(
+                f"dirichlet: alpha must be positive and min_samples at least 1, got {self.alpha} and {self.min_samples}"
+            )
+
+    def __call__(
+        self,
+        y: Int[Tensor, " N"],
+        owners: Int[Tensor, " N"] | None,
+        n_clients: int,
+        n_classes: int,
+        generator: torch.Generator,
+        /,
+    ) -> list[Int[Tensor, " k"]]:
+        """See :class:`Partition`."""
+        if len(y) < n_clients * self.min_samples:
+            raise ParameterError(
+                f"dirichlet: {len(y)} samples can't give {n_clients} clients {self.min_samples} each; "
+                f"fewer clients or a smaller min_samples"
+            )
+        random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        classes = [torch.nonzero(y == k).squeeze(1) for k in range(n_classes)]
+        for _ in range(1000):
+            shares = random.dirichlet([self.alpha] * n_clients, size=n_classes)
+            cuts = [
+                (share.cumsum()[:-1] * len(members)).astype(int) for share, members in zip(shares, classes, strict=True)
+            ]
+            sizes = sum(np.diff(cut, prepend=0, append=len(m)) for cut, m in zip(cuts, classes, strict=True))
+            if np.min(sizes) >= self.min_samples:
+                break
+        else:
+            raise ParameterError(
+                f"dirichlet: no draw of 1,000 gave each of {n_clients} clients {self.min_samples} samples at "
+                f"alpha={self.alpha}; fewer clients, a larger alpha or a smaller min_samples"
+            )
+        parts: list[list[Tensor]] = [[] for _ in range(n_clients)]
+        for members, cut in zip(classes, cuts, strict=True):
+            shuffled = members[torch.randperm(len(members), generator=generator)]
+            for client, part in enumerate(torch.tensor_split(shuffled, cut.tolist())):
+                parts[client].append(part)
+        return [torch.cat(part) for part in parts]
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Every client is one owner of the data (a person, a device); fewer clients than owners are drawn from them."""
+
+    traits: ClassVar[Traits] = Traits(summary="One client per person or device that the data comes from")
+
+    def __call__(
+        self,
+        y: Int[Tensor, " N"],
+        owners: Int[Tensor, " N"] | None,
+        n_clients: int,
+        n_classes: int,
+        generator: torch.Generator,
+        /,
+    ) -> list[Int[Tensor, " k"]]:
+        """See :class:`Partition`."""
+        if owners is None:
+            raise ParameterError("natural: this dataset has no natural clients; try groups, iid or dirichlet")
+        names = torch.unique(owners)
+        if n_clients > len(names):
+            raise ParameterError(
+                f"natural: the data has {len(names)} natural clients, {n_clients} asked for; "
+                f"try --clients {len(names)}, or another partition (groups, iid, dirichlet)"
+            )
+        if n_clients < len(names):
+            names = names[torch.randperm(len(names), generator=generator)[:n_clients]]
+        return [torch.nonzero(owners == name).squeeze(1) for name in names]
+
+
+def _nobody_empty(parts: list[Tensor], n_samples: int, name: str) -> list[Tensor]:
+    empty = sum(len(part) == 0 for part in parts)
+    if empty:
+        raise ParameterError(
+            f"{name}: {n_samples} samples leave {empty} of {len(parts)} clients with none; use fewer clients"
+        )
+    return parts

@@ -1,0 +1,283 @@
+"""An experiment: everything that decides a run's numbers, and nothing else.
+
+Frozen; unknown keys are refused; what is not set comes from the dataset's defaults, then from the ones here, and is
+written down, so that an experiment's file and key do not change meaning when a default does. The key is a hash of it
+all: where and how fast it runs is not part of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedsieve import registry
+from fedsieve.types import Bounded, ParameterError
+
+Rate = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Component(BaseModel):
+    """A registered name and its parameters: ``{name: min-max, deviation: sign}``, or just the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+def _component(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Named = Annotated[Component, BeforeValidator(_component)]
+
+
+class Local(_Frozen):
+    """How every client trains; see :class:`fedsieve.clients.LocalTraining`."""
+
+    learning_rate: Rate = 0.5
+    batch_size: Count = 32
+    steps: Count = 1
+    epochs: Count | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Rate | None = None
+
+
+class ServerSide(_Frozen):
+    """How the server moves the global model; see :class:`fedsieve.server.Server`.
+
+    ``optimizer`` is any class of ``torch.optim`` that needs no closure, by name, on the pseudo-gradient; None adds
+    ``learning_rate`` times the aggregate.
+    """
+
+    learning_rate: Rate = 0.5
+    optimizer: Named | None = None
+
+    @model_validator(mode="after")
+    def _known_optimizer(self) -> "ServerSide":
+        if self.optimizer is not None:
+            name, options = self.optimizer.name, self.optimizer.parameters
+            known = {
+                n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+            }
+            known -= {"Optimizer", "LBFGS", "SparseAdam"}
+            if name not in known:
+                near = get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+                raise ValueError(f"unknown torch optimizer {name!r}; try {', '.join(near)}")
+            try:
+                getattr(torch.optim, name)([torch.zeros(1)], lr=self.learning_rate, **options)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"torch.optim.{name}: {error}") from error
+        return self
+
+
+class RootData(_Frozen):
+    """The server's clean dataset: ``size`` samples, of which class ``label`` has the share ``bias`` (the papers' p)."""
+
+    size: Count = 100
+    bias: Annotated[float, Field(ge=0, le=1)] = 0.1
+    label: Annotated[int, Field(ge=0)] = 0
+
+
+class Experiment(_Frozen):
+    """One experiment.
+
+    Attributes:
+        dataset: What is learned.
+        model: By whom; ``package.module:Class`` works too.
+        partition: How the training data is dealt to the clients.
+        attack: What the malicious clients do.
+        defense: How the server aggregates.
+        clients: n, in all.
+        malicious: m among them; by default a fifth. With attack ``none`` nobody is.
+        assumed_malicious: f, what a rule that asks is told; by default as many as a round has on average.
+        clients_per_round: Drawn anew each round; by default everybody takes part.
+        knowledge: The threat model: ``full`` lets the attack see the benign updates, ``partial`` only what the
+            malicious clients would have sent themselves.
+        rounds: Rounds.
+        seed: Decides every random number.
+        local: Training at the clients.
+        server: The server's step.
+        root: The server's clean data.
+        evaluate_every: Rounds between evaluations on the test data (the last round is always evaluated); by
+            default such that there are about 50.
+    """
+
+    dataset: Named = Component(name="digits")
+    model: Named
+    partition: Named
+    attack: Named = Component(name="none")
+    defense: Named = Component(name="skymask")
+    clients: Count
+    malicious: Annotated[int, Field(ge=0)]
+    assumed_malicious: Annotated[int, Field(ge=0)]
+    clients_per_round: Count
+    knowledge: Literal["full", "partial"] = "full"
+    rounds: Count = 50
+    seed: Annotated[int, Field(ge=0)] = 0
+    local: Local = Local()
+    server: ServerSide = ServerSide()
+    root: RootData = RootData()
+    evaluate_every: Count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        """The dataset's defaults below what is given, then the defaults that follow from other settings."""
+        if not isinstance(given, Mapping):
+            raise ValueError(f"an experiment is a mapping of settings, got {type(given).__name__}")
+        _refuse_unknown(given, cls.model_fields, "")
+        dataset = Component.model_validate(_component(given.get("dataset", "digits")))
+        defaults = dict(getattr(registry.load("datasets", dataset.name), "defaults", {}))
+        usual = {kind: defaults.pop(f"{kind}_parameters", {}) for kind in ("attack", "defense")}
+        settings = _merged({"model": "mlp", "partition": "groups", "clients": 30, **defaults}, given)
+        n = settings["clients"]
+        if isinstance(n, int):
+            settings.setdefault("malicious", n // 5)
+            settings.setdefault("clients_per_round", n)
+            if isinstance(settings["malicious"], int) and isinstance(settings["clients_per_round"], int):
+                expected = settings["malicious"] * settings["clients_per_round"] / max(n, 1)
+                settings.setdefault("assumed_malicious", round(expected))
+        rounds = settings.setdefault("rounds", 50)
+        if isinstance(rounds, int):
+            settings.setdefault("evaluate_every", max(1, -(-rounds // 50)))
+        for key, kind in (
+            ("dataset", "datasets"),
+            ("model", "models"),
+            ("partition", "partitions"),
+            ("attack", "attacks"),
+            ("defense", "defenses"),
+        ):
+            value = settings.get(key, cls.model_fields[key].default)
+            component = value if isinstance(value, Component) else Component.model_validate(_component(value))
+            parameters = {**usual.get(key, {}).get(component.name, {}), **component.parameters}
+            settings[key] = {"name": component.name, **registry.complete(kind, component.name, parameters)}
+        return settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Experiment":
+        if self.malicious > self.clients:
+            raise ValueError(f"{self.malicious} malicious clients are more than the {self.clients} clients there are")
+        for name in ("assumed_malicious", "clients_per_round"):
+            if getattr(self, name) > self.clients:
+                raise ValueError(f"{name} is {getattr(self, name)}, more than the {self.clients} clients there are")
+        defense = registry.build_defense(self.defense.name, self.defense.parameters)
+        if isinstance(defense, Bounded):
+            defense.check(self.clients_per_round, self.assumed_malicious)
+        return self
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Experiment":
+        """From plain settings, as in a YAML file.
+
+        Raises:
+            FedSieveError: In one line, for whatever is wrong with them.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            raise ParameterError("; ".join(_said(e) for e in error.errors())) from error
+
+    @classmethod
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> "Experiment":
+        """From a YAML file, with ``overrides`` on top."""
+        return cls.of(_merged(read_yaml(path), overrides or {}))
+
+    @property
+    def n_malicious(self) -> int:
+        """Clients that are in truth malicious: none without an attack."""
+        return 0 if self.attack.name == "none" else self.malicious
+
+    @property
+    def key(self) -> str:
+        """Names the experiment: 12 hexadecimal digits from a hash of all settings."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """All settings, readable by :meth:`read`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        ParameterError: If there is none.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ParameterError(f"can't read {path}: {reason}") from error
+    if not isinstance(found, dict):
+        raise ParameterError(f"{path} holds no settings: a mapping such as 'dataset: digits' was expected")
+    return found
+
+
+def override(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``a.b`` in nested settings, in place; ``attack.factor`` keeps the attack that ``attack`` names."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = settings.get(parent, {})
+        if isinstance(below, str):
+            below = {"name": below}
+        if not isinstance(below, dict):
+            raise ParameterError(f"can't set {key}: {parent} is {below!r}")
+        settings[parent] = settings = dict(below)
+    settings[last] = value
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, key by key; a component of another name brings its own parameters only."""
+    result = dict(below)
+    for key, new in above.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) or isinstance(new, Mapping):
+            lower, upper = _component(old), _component(new)
+            if (
+                isinstance(lower, Mapping)
+                and isinstance(upper, Mapping)
+                and upper.get("name", lower.get("name")) == lower.get("name")
+            ):
+                result[key] = _merged(lower, upper)
+                continue
+        result[key] = new
+    return result
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    for key in given:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=3, cutoff=0.5)
+            have = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise ParameterError(f"unknown setting {prefix}{key}; {have}")
+
+
+def _said(error: Any) -> str:
+    """One of pydantic's errors in our words."""
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        known = {"local": Local.model_fields, "server": ServerSide.model_fields, "root": RootData.model_fields}
+        near = get_close_matches(str(error["loc"][-1]), known.get(str(error["loc"][0]), {}), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"unknown setting {where}{hint}"
+    if not where:
+        return str(message)
+    return f"{where}: {message}" + ("" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}")

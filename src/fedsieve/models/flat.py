@@ -1,0 +1,148 @@
+"""Any ``nn.Module`` as functions of one flat vector.
+
+What happens to BatchNorm's statistics, decided here once: running means and variances travel in the vector, after
+all parameters, so a client's update carries them and a defense sees them; the integer counter ``num_batches_tracked``
+does not. Training normalises with the batch's own statistics and moves the running ones; so does the server's
+gradient on its root data, except that there the running ones stay and have gradient zero. Evaluation normalises
+with the running ones.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from fedsieve.types import Layout, ParameterError
+
+# Layers whose forward pass draws random numbers while training.
+_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.RReLU)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def build_module(
+    factory: Callable[..., nn.Module],
+    input_shape: tuple[int, ...],
+    n_classes: int,
+    generator: torch.Generator,
+    parameters: Mapping[str, Any],
+) -> nn.Module:
+    """A module with weights drawn from ``generator``; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        return factory(input_shape=input_shape, n_classes=n_classes, **parameters)
+
+
+@dataclass(frozen=True)
+class FlatModel:
+    """A module's architecture, without weights of its own.
+
+    Attributes:
+        module: Used for its structure only; its own tensors are never read nor written.
+        layout: Where each tensor lies in the vector.
+    """
+
+    module: nn.Module
+    layout: Layout
+
+    @classmethod
+    def of(cls, module: nn.Module) -> tuple["FlatModel", Float[Tensor, " d"]]:
+        """The architecture of ``module``, and its weights as a vector.
+
+        Raises:
+            ParameterError: If it has a buffer that is neither a floating-point tensor nor BatchNorm's counter,
+                or none of its parameters is trainable.
+        """
+        module = copy.deepcopy(module)
+        for layer in module.modules():
+            if isinstance(layer, _NORMS):
+                if layer.momentum is None:
+                    raise ParameterError("BatchNorm with momentum=None averages over a count; give it a momentum")
+                layer.num_batches_tracked = None
+        parameters = {k: p.detach() for k, p in module.named_parameters() if p.requires_grad}
+        frozen = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
+        buffers = dict(module.named_buffers())
+        wrong = [k for k, b in buffers.items() if not b.is_floating_point()]
+        if wrong or not parameters:
+            reason = f"buffer {wrong[0]} is not floating-point" if wrong else "it has no trainable parameter"
+            raise ParameterError(f"{type(module).__name__} can't be a federated model: {reason}")
+        layout = Layout.of(parameters, frozen | buffers)
+        return cls(module, layout), layout.flatten(parameters | frozen | buffers)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random numbers (dropout)."""
+        return any(isinstance(layer, _RANDOM) for layer in self.module.modules())
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it has two-dimensional convolutions, for which a CPU prefers channels last."""
+        return any(isinstance(layer, nn.Conv2d) for layer in self.module.modules())
+
+    def logits(self, flat: Float[Tensor, " d"], x: Tensor) -> Float[Tensor, "k c"]:
+        """Evaluation: running statistics, no dropout, no gradient."""
+        self.module.eval()
+        with torch.no_grad():
+            return functional_call(self.module, self.tensors(flat), (self.arrange(x),))  # type: ignore[no-any-return]
+
+    def training_loss(
+        self, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], x: Tensor, y: Int[Tensor, " k"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy in training mode, and the running statistics after this batch."""
+        self.module.train()
+        moved = {name: tensor.clone() for name, tensor in statistics.items()}  # the module writes into these
+        output = functional_call(self.module, {**parameters, **moved}, (x,))
+        return cross_entropy(output, y), moved
+
+    def gradient_and_statistics(
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
+    ) -> tuple[Float[Tensor, " p"], Float[Tensor, " r"]]:
+        """Gradient of the training loss, and the running statistics after this batch."""
+        _, gradient, statistics = self._backward(flat, x, y)
+        return gradient, torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
+
+    def gradient(
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """Training loss and its gradient with respect to ``flat``; statistics stay, their gradient is 0."""
+        loss, gradient, _ = self._backward(flat, x, y)
+        return loss, torch.cat([gradient, flat.new_zeros(len(flat) - len(gradient))])
+
+    def loss(self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+        """Training loss alone."""
+        with torch.no_grad():
+            return self.training_loss(*self.split(self.tensors(flat)), self.arrange(x), y)[0]
+
+    def _backward(
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"], dict[str, Tensor]]:
+        parameters, statistics = self.split(self.tensors(flat))
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        with torch.enable_grad():
+            loss, moved = self.training_loss(leaves, statistics, self.arrange(x), y)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return loss.detach(), torch.cat([g.reshape(-1) for g in gradients]), moved
+
+    def split(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters and statistics of an unflattened vector."""
+        n = self.layout.n_parameters
+        names = {s.name for s in self.layout.segments if s.start < n}
+        return {k: t for k, t in tensors.items() if k in names}, {k: t for k, t in tensors.items() if k not in names}
+
+    def tensors(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
+        """:meth:`Layout.unflatten`, with convolution weights arranged as the processor likes them."""
+        tensors = self.layout.unflatten(flat)
+        if flat.dim() == 1 and self.convolves:
+            return {name: self.arrange(tensor) for name, tensor in tensors.items()}
+        return tensors
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """``x`` channels last if it is four-dimensional and on a CPU: convolutions run twice as fast."""
+        if x.dim() == 4 and x.device.type == "cpu" and self.convolves:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x

@@ -1,0 +1,73 @@
+"""A run in words and numbers, for a terminal or a program."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from fedsieve.experiment import Experiment
+from fedsieve.types import RoundRecord
+
+
+def as_json(
+    experiment: Experiment, records: Sequence[RoundRecord], summary: Mapping[str, Any], seconds: float, run_dir: str
+) -> dict[str, Any]:
+    """What ``fedsieve run --json`` prints.
+
+    Args:
+        experiment: What ran.
+        records: All rounds.
+        summary: :func:`fedsieve.metrics.summarize` of them.
+        seconds: Wall time.
+        run_dir: Where they are kept.
+    """
+    played = sum(sum(record.seconds.values()) for record in records)
+    return {
+        "dataset": experiment.dataset.name,
+        "model": experiment.model.name,
+        "attack": experiment.attack.name,
+        "defense": experiment.defense.name,
+        "n_clients": experiment.clients,
+        "n_malicious": experiment.n_malicious,
+        "rounds": len(records),
+        "seed": experiment.seed,
+        **summary,
+        "seconds": round(seconds, 3),
+        "rounds_per_second": round(len(records) / played, 3) if played else None,
+        "run_dir": run_dir,
+    }
+
+
+def percent(rate: float | None) -> str:
+    """A rate for people: ``87.3 %``, or a dash where it has no meaning."""
+    return "–" if rate is None else f"{100 * rate:.1f} %"  # noqa: RUF001 (a dash is meant)
+
+
+def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
+    """The closing summary of one run, from :func:`as_json`."""
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_row("Test accuracy", f"{percent(result['late_test_accuracy'])} (mean of the last tenth of the rounds)")
+    if result["attack_success_rate"] is not None:
+        table.add_row("Attack success rate", percent(result["attack_success_rate"]))
+    if result["false_positive_rate"] is None:
+        table.add_row("Detection", f"{result['defense']} rejects nobody")
+    else:
+        late, whole = result["late_false_positive_rate"], result["false_positive_rate"]
+        table.add_row(
+            "Benign clients rejected", f"{percent(late)} in the second half, {percent(whole)} over all rounds"
+        )
+    if result["false_negative_rate"] is not None:
+        late, whole = result["late_false_negative_rate"], result["false_negative_rate"]
+        table.add_row(
+            "Malicious clients missed", f"{percent(late)} in the second half, {percent(whole)} over all rounds"
+        )
+    unmoved = [record for record in records if not record.applied]
+    if unmoved:
+        reasons = ", ".join(sorted({record.note for record in unmoved}))
+        table.add_row("Model left as it was", f"in {len(unmoved)} of {len(records)} rounds: {reasons}")
+    screened = sum(len(record.screened) for record in records)
+    if screened:
+        table.add_row("Updates screened", f"{screened}, since they were not finite")
+    table.add_row("Time", f"{result['seconds']:.1f} s")
+    table.add_row("Run directory", result["run_dir"])
+    return table

@@ -1,0 +1,336 @@
+"""The vocabulary: what every other module speaks in.
+
+Axes: ``n`` clients in the round, ``m`` malicious among them, ``d`` coordinates of the flattened model.
+Sign: ``update = local_params - global_params``; the server adds it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# --- Errors: each is a user's mistake, said in one line with the numbers and the alternatives ---------------
+
+
+class FedSieveError(Exception):
+    """Anything the user can put right; the command line prints it and exits 2."""
+
+
+class UnknownNameError(FedSieveError):
+    """A name that nothing is registered under."""
+
+
+class ParameterError(FedSieveError):
+    """A parameter that does not exist, has the wrong type or is out of range."""
+
+
+class BoundError(FedSieveError):
+    """A rule's bound on the number of malicious clients does not hold."""
+
+
+class MissingDataError(FedSieveError):
+    """A file that is not there and could not be fetched, or root data that a rule needs."""
+
+
+class CorruptDataError(FedSieveError):
+    """A file whose checksum or format is wrong."""
+
+
+# --- The model as a vector ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One tensor's place in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last coordinate."""
+        return self.start + prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors in a flat model vector: parameters first, running statistics last.
+
+    Attributes:
+        segments: Every tensor, in the order of the vector.
+        n_parameters: The first ``n_parameters`` coordinates are trained; the rest are running statistics
+            (BatchNorm's means and variances), which travel along and are averaged but have no gradient.
+    """
+
+    segments: tuple[Segment, ...]
+    n_parameters: int
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None) -> "Layout":
+        """The layout that packs ``parameters``, then ``statistics``, in their own order."""
+        segments: list[Segment] = []
+        start = 0
+        for name, tensor in [*parameters.items(), *(statistics or {}).items()]:
+            segments.append(Segment(name, tuple(tensor.shape), start))
+            start = segments[-1].stop
+        return cls(tuple(segments), sum(tensor.numel() for tensor in parameters.values()))
+
+    @property
+    def size(self) -> int:
+        """Coordinates in all (``d``)."""
+        return self.segments[-1].stop if self.segments else 0
+
+    def unflatten(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
+        """Views of ``flat``, one per tensor, shaped ``[*batch, *shape]``; nothing is copied."""
+        lead = flat.shape[:-1]
+        return {s.name: flat[..., s.start : s.stop].view(*lead, *s.shape) for s in self.segments}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "*batch d"]:
+        """The inverse of :meth:`unflatten`; leading batch axes are kept."""
+        parts = []
+        for s in self.segments:
+            tensor = tensors[s.name]
+            parts.append(tensor.reshape(*tensor.shape[: tensor.dim() - len(s.shape)], -1))
+        return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """One round's client updates, stacked.
+
+    Attributes:
+        matrix: Row i is ``local_params - global_params`` of client ``client_ids[i]``.
+        client_ids: Who sent which row; a name, never a position.
+        layout: What the coordinates mean.
+    """
+
+    matrix: Float[Tensor, "n d"]
+    client_ids: Int[Tensor, " n"]
+    layout: Layout
+
+    def select(self, rows: Bool[Tensor, " n"]) -> "Updates":
+        """The chosen rows, in order."""
+        return Updates(self.matrix[rows], self.client_ids[rows], self.layout)
+
+
+# --- What a defense sees and says ---------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Root(Protocol):
+    """The server's own small clean dataset, seen through the model."""
+
+    def loss(self, flat: Float[Tensor, " d"], /) -> Float[Tensor, ""]:
+        """Mean loss of the model ``flat`` on the root data."""
+        ...
+
+    def gradient(self, flat: Float[Tensor, " d"], /) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """The loss and its gradient; zero on the coordinates of running statistics."""
+        ...
+
+    def update(self) -> Float[Tensor, " d"]:
+        """The update of a client that trained from the global model on the root data."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServerView:
+    """All that a defense may know. The truth about who is malicious is not in it.
+
+    Attributes:
+        round: Counts from 0.
+        n_malicious: How many malicious clients the rule should *assume* (``f`` in the papers).
+        generator: The only source of randomness.
+        global_params: The model the clients started from.
+        state: What the defense returned as ``state`` last round, or None.
+        root: The root dataset, if the server has one.
+    """
+
+    round: int
+    n_malicious: int
+    generator: torch.Generator
+    global_params: Float[Tensor, " d"]
+    state: Any = None
+    root: Root | None = None
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What a defense returns.
+
+    Attributes:
+        update: To be added to the global model.
+        weights: The part of the result due to each client; sums to 1, or all 0 when nobody is accepted.
+        accepted: Who passed; None if the rule takes no such decision.
+        suspicion: Higher is more suspicious, on the rule's own scale; None if it has no such score.
+        state: Handed back in the next round's view.
+    """
+
+    update: Float[Tensor, " d"]
+    weights: Float[Tensor, " n"]
+    accepted: Bool[Tensor, " n"] | None = None
+    suspicion: Float[Tensor, " n"] | None = None
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a filter returns: who stays. Fields as in :class:`Aggregate`."""
+
+    accepted: Bool[Tensor, " n"]
+    suspicion: Float[Tensor, " n"] | None = None
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a registered attack, defense, dataset or model says of itself; ``fedsieve list`` prints it.
+
+    Attributes:
+        summary: One line.
+        paper: Authors, title, venue and year, or "" for what no paper owns.
+        needs: Of {"root data", "f", "state"} for a defense; {"data", "updates"} it touches for an attack.
+        bound: What n and f must fulfil, in words, or "".
+        cost: Time per round, in n and d, or "".
+    """
+
+    summary: str
+    paper: str = ""
+    needs: tuple[str, ...] = ()
+    bound: str = ""
+    cost: str = ""
+
+
+@runtime_checkable
+class Defense(Protocol):
+    """A robust aggregation rule: a pure function of a matrix of updates."""
+
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        """Aggregate n >= 1 finite updates."""
+        ...
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """A detector: says who stays, and leaves the averaging to the rule that follows it."""
+
+    def judge(self, updates: Updates, view: ServerView, /) -> Verdict:
+        """Judge n >= 1 finite updates."""
+        ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A defense whose guarantee holds only for some n and f."""
+
+    def check(self, n_clients: int, n_malicious: int, /) -> None:
+        """Raise :class:`BoundError`, with the numbers, where the bound does not hold."""
+        ...
+
+
+# --- What an attacker sees and does -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttackView:
+    """All that the attacker may know in one round.
+
+    Attributes:
+        round: Counts from 0.
+        own: What the malicious clients would have sent, had they trained honestly (on data that
+            :meth:`Attack.poison` may have changed).
+        others: The benign clients' updates, if the threat model grants them, else None.
+        n_clients: Clients in this round, malicious ones included.
+        global_params: The model all clients received.
+        generator: The only source of randomness.
+        layout: What the coordinates mean.
+    """
+
+    round: int
+    own: Float[Tensor, "m d"]
+    others: Float[Tensor, "b d"] | None
+    n_clients: int
+    global_params: Float[Tensor, " d"]
+    generator: torch.Generator
+    layout: Layout
+
+    @property
+    def known(self) -> Float[Tensor, "k d"]:
+        """Every honest update the attacker has seen: its own, and the others' where granted."""
+        return self.own if self.others is None else torch.cat([self.own, self.others])
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What malicious clients do to their data and to their updates; either hook may be the identity."""
+
+    def poison(self, x: Tensor, y: Tensor, n_classes: int, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
+        """One malicious client's training data, before any round: ``x`` [k, ...], ``y`` [k]."""
+        ...
+
+    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
+        """What the malicious clients send, one row each."""
+        ...
+
+
+@runtime_checkable
+class Backdoor(Protocol):
+    """An attack that wants inputs with a trigger to be classified as ``target``."""
+
+    target: int
+
+    def trigger(self, x: Tensor, /) -> Tensor:
+        """``x`` [k, ...] with the trigger in it, as a new tensor."""
+        ...
+
+
+# --- The only truth -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """All that is kept of one round; every table, figure and page is made from these alone.
+
+    Client lists hold ids. Rates are in [0, 1] and None where they have no meaning: the rule rejects nobody,
+    no benign or no malicious client took part, the round was not evaluated, the attack has no backdoor.
+
+    Attributes:
+        round: Counts from 0.
+        clients: Who took part, in the order of every other per-client list.
+        malicious: Who of them was malicious: the ground truth.
+        rejected: Whom the defense rejected; None if it takes no such decision.
+        screened: Whose update was not finite, so that the server dropped it before the defense.
+        weights: The part of the aggregate due to each client.
+        suspicion: The defense's score of each client, None where it has none.
+        update_norm: Euclidean norm of the aggregate; None if it is not finite.
+        applied: False where the global model was left as it was, and ``note`` says why.
+        note: What a person should know of this round, or "".
+        test_accuracy: Of the global model after the round, on the whole test set.
+        test_loss: Mean cross-entropy there; None also if it is not finite.
+        attack_success_rate: Triggered test samples classified as the target, of those that are not of it.
+        false_positive_rate: Benign clients rejected, of the benign ones.
+        false_negative_rate: Malicious clients accepted, of the malicious ones.
+        seconds: Wall time of the phases; the only field that differs between two runs of one experiment.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    malicious: tuple[int, ...]
+    rejected: tuple[int, ...] | None
+    screened: tuple[int, ...]
+    weights: tuple[float, ...]
+    suspicion: tuple[float | None, ...] | None
+    update_norm: float | None
+    applied: bool
+    note: str
+    test_accuracy: float | None
+    test_loss: float | None
+    attack_success_rate: float | None
+    false_positive_rate: float | None
+    false_negative_rate: float | None
+    seconds: Mapping[str, float] = field(default_factory=dict)
