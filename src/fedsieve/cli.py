@@ -12,9 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from fedsieve.types import FedSieveError, ParameterError
-
-if TYPE_CHECKING:  # heavy: imported where used, so that --help is instant
+if TYPE_CHECKING:  # torch and all that imports it is imported where used, so that --help is instant
     import torch
 
     from fedsieve.types import RoundRecord
@@ -36,14 +34,16 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object an
 
 def main() -> None:
     """Entry point: a user's mistake exits 2 with one line, a failure of ours 1, an interruption 130."""
+    sys.path.insert(0, "")  # so that package.module:Class finds what lies in the current folder
     try:
         app()
-    except FedSieveError as error:
+    except Exception as error:
+        from fedsieve.types import FedSieveError
+
+        if not isinstance(error, FedSieveError):
+            raise
         err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; --resume goes on from the last checkpoint")
-        sys.exit(130)
 
 
 @app.command()
@@ -88,15 +88,19 @@ def run(
     experiment = Experiment.read(file, chosen) if file else Experiment.of(chosen)
     target = directory or Path("runs") / experiment.key
     start = time.perf_counter()
-    with _Progress(experiment.rounds, experiment.dataset.name, hidden=quiet) as progress:
-        records, summary = run_experiment(
-            experiment,
-            out=target,
-            data=data_folder(),
-            device=_device(device),
-            resume=resume,
-            on_round=progress.show,
-        )
+    try:
+        with _Progress(experiment.rounds, experiment.dataset.name, hidden=quiet) as progress:
+            records, summary = run_experiment(
+                experiment,
+                out=target,
+                data=data_folder(),
+                device=_device(device),
+                resume=resume,
+                on_round=progress.show,
+            )
+    except KeyboardInterrupt:
+        err.print(f"interrupted; the same command with --resume goes on from {target}", soft_wrap=True)
+        raise
     result = text.as_json(experiment, records, summary, time.perf_counter() - start, str(target))
     if as_json:
         typer.echo(json.dumps(result))
@@ -116,6 +120,7 @@ def list_(
 ) -> None:
     """Print every registered name with its traits."""
     from fedsieve import registry
+    from fedsieve.types import ParameterError
 
     if kind is not None and kind not in registry.KINDS:
         raise ParameterError(f"can't list {kind!r}; there are {', '.join(registry.KINDS)}")
@@ -194,6 +199,7 @@ def verify(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")]
 def _settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
     """Options and ``--set`` pairs as nested settings; values are read as YAML."""
     from fedsieve.experiment import override
+    from fedsieve.types import ParameterError
 
     result = dict(options)
     for pair in pairs:
@@ -209,6 +215,8 @@ def _settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
 
 def _device(name: str) -> "torch.device":
     import torch
+
+    from fedsieve.types import ParameterError
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -228,10 +236,14 @@ def _loaders(names: list[str]) -> list[tuple[str, Any]]:
 
 
 def _state(loader: Any, folder: Path) -> str:
+    from fedsieve.types import CorruptDataError, MissingDataError
+
     try:
         loader.verify(folder)
-    except FedSieveError as error:
-        return "broken" if type(error).__name__ == "CorruptDataError" else "missing"
+    except MissingDataError:
+        return "missing"
+    except CorruptDataError:
+        return "broken"
     return "ready"
 
 

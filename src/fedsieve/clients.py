@@ -142,10 +142,11 @@ class Trainer:
             for k, plan in enumerate(plans):
                 if step < len(plan):
                     by_size[len(plan[step])].append(k)
-            for rows in by_size.values():
-                x = torch.stack([clients[k].x[plans[k][step].to(clients[k].x.device)] for k in rows])
-                y = torch.stack([clients[k].y[plans[k][step].to(clients[k].y.device)] for k in rows])
-                gradients, statistics = self._gradients(local[rows], x, y, [ids[k] for k in rows], round, step)
+            for members in by_size.values():
+                x = torch.stack([clients[k].x[plans[k][step].to(clients[k].x.device)] for k in members])
+                y = torch.stack([clients[k].y[plans[k][step].to(clients[k].y.device)] for k in members])
+                rows = slice(None) if len(members) == len(clients) else members  # a slice copies nothing
+                gradients, statistics = self._gradients(local[rows], x, y, [ids[k] for k in members], round, step)
                 if s.clip_norm is not None:
                     norms = gradients.norm(dim=1, keepdim=True)
                     gradients = gradients * (s.clip_norm / (norms + 1e-6)).clamp(max=1)
@@ -169,10 +170,10 @@ class Trainer:
             return _flat(gradients, len(local), local), _flat(moved, len(local), local)
         rows = []
         for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
-            with torch.random.fork_rng(devices=[], enabled=self.model.is_random):
+            gpus = [local.device] if local.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=gpus, enabled=self.model.is_random):
                 if self.model.is_random:
-                    name = f"dropout/{step}"
-                    torch.manual_seed(stream(self.seed, name, round, client).initial_seed())
+                    torch.manual_seed(stream(self.seed, f"dropout/{step}", round, client).initial_seed())
                 rows.append(self.model.gradient_and_statistics(flat, xi, yi))
         return torch.stack([g for g, _ in rows]), torch.stack([s for _, s in rows])
 

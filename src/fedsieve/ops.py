@@ -4,17 +4,20 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 # Two float32 blocks of this many bytes fit a core's cache, so a chain of elementwise steps reads memory once.
 _BLOCK_BYTES = 1 << 19
 
 
-def column_blocks(x: Float[Tensor, "n d"]) -> Iterator[slice]:
-    """Slices that cut ``x`` into blocks of columns: cache-sized on a CPU, a few hundred MB on a GPU."""
+def column_blocks(x: Shaped[Tensor, "n d"]) -> Iterator[slice]:
+    """Slices that cut ``x`` into blocks of columns: cache-sized on a CPU, a few hundred MB on a GPU.
+
+    No block has 2^24 columns, so that float32 can count in it.
+    """
     budget = _BLOCK_BYTES if x.device.type == "cpu" else 1 << 28
-    width = max(1024, budget // (max(1, len(x)) * x.element_size()))
+    width = min(max(1024, budget // (max(1, len(x)) * max(4, x.element_size()))), (1 << 24) - 1)
     for start in range(0, x.shape[1], width):
         yield slice(start, min(start + width, x.shape[1]))
 

@@ -130,7 +130,7 @@ def run(
         data: Where datasets lie.
         device: Where to compute.
         resume: Go on from the last checkpoint, if there is one of this very experiment.
-        checkpoint_every: Seconds between checkpoints; the end of the run always has one.
+        checkpoint_every: Seconds between checkpoints; the end of the run, even an untimely one, always has one.
         on_round: Called after each round.
 
     Returns:
@@ -141,17 +141,20 @@ def run(
     start, records = (directory.resume(experiment, device) if resume else None) or (simulation.initial, [])
     if not records:
         directory.write_experiment(experiment, device)
-    state, unsaved = start, 0.0
-    for state, record in simulation.rounds(start):
-        directory.append(record)
-        records.append(record)
-        unsaved += sum(record.seconds.values())
-        if unsaved > checkpoint_every:
-            directory.save(state)
-            unsaved = 0.0
-        if on_round:
-            on_round(record)
-    directory.save(state)
+    kept, unsaved = start, 0.0
+    try:
+        for state, record in simulation.rounds(start):
+            directory.append(record)
+            records.append(record)
+            kept = state
+            unsaved += sum(record.seconds.values())
+            if unsaved > checkpoint_every:
+                directory.save(kept)
+                unsaved = 0.0
+            if on_round:
+                on_round(record)
+    finally:  # an interrupted run too can be resumed where it was
+        directory.save(kept)
     return records, summarize(records)
 
 

@@ -8,8 +8,8 @@ import torch
 def stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> torch.Generator:
     """A fresh CPU generator for one purpose, the same on every machine.
 
-    Two streams are independent unless all four names are equal; so a run can be resumed in any round, and
-    sampling other clients changes nobody's batches.
+    So a run can be resumed in any round, and sampling other clients changes nobody's batches. Streams of different
+    names share a seed with probability 2^-32.
     """
     name = f"{seed}/{purpose}/{round}/{client}".encode()
     # torch's CPU generator seeds itself with 32 bits, so more would be dropped unseen

@@ -76,6 +76,7 @@ class Simulation:
         factory = registry.load("models", e.model.name)
         module = build_module(factory, data.input_shape, data.n_classes, stream(e.seed, "weights"), e.model.parameters)
         model, params = FlatModel.of(module)
+        _check_fit(model, params, data, e.model.name)
         settings = LocalTraining(**e.local.model_dump())
         trainer = Trainer(model, settings, e.seed)
         root_data = ClientData(data.x_train[root].to(device), data.y_train[root].to(device))
@@ -123,7 +124,7 @@ class Simulation:
         bad = torch.tensor([i in self.malicious for i in cohort], device=honest.device)
         matrix = self._attacked(honest, bad, state) if bad.any() else honest
         clock.lap("attack")
-        updates = Updates(matrix, torch.tensor(cohort), self.trainer.model.layout)
+        updates = Updates(matrix, torch.tensor(cohort, device=matrix.device), self.trainer.model.layout)
         following, decision = self.server.step(state, updates)
         clock.lap("defend")
         accuracy, loss, success = self._evaluated(state.round, following.params)
@@ -214,6 +215,22 @@ def _deal(e: Experiment, data: Dataset) -> tuple[Tensor, list[Tensor]]:
     owners = None if data.owners is None else data.owners[rows]
     parts = partition(data.y_train[rows], owners, e.clients, data.n_classes, stream(e.seed, "partition"))
     return root, [rows[part] for part in parts]
+
+
+def _check_fit(model: FlatModel, params: Tensor, data: Dataset, name: str) -> None:
+    """Whether the model takes the samples and gives one logit per class, before any work is done."""
+    shape = list(data.input_shape)
+    try:
+        found = list(model.logits(params, data.x_train[:2]).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ParameterError(
+            f"model {name} can't take samples of shape {shape}: {str(error).splitlines()[0]}"
+        ) from error
+    if found != [2, data.n_classes]:
+        raise ParameterError(
+            f"model {name} gives outputs of shape {found} for 2 samples of shape {shape}; "
+            f"[2, {data.n_classes}] was expected, a logit for each of {data.n_classes} classes"
+        )
 
 
 def _finite(value: float) -> float | None:

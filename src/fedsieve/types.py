@@ -88,7 +88,7 @@ class Layout:
     def unflatten(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
         """Views of ``flat``, one per tensor, shaped ``[*batch, *shape]``; nothing is copied."""
         lead = flat.shape[:-1]
-        return {s.name: flat[..., s.start : s.stop].view(*lead, *s.shape) for s in self.segments}
+        return {s.name: flat[..., s.start : s.stop].view((*lead, *s.shape)) for s in self.segments}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "*batch d"]:
         """The inverse of :meth:`unflatten`; leading batch axes are kept."""

@@ -52,7 +52,9 @@ def largest_step(
         return 0.0
     half = offsets @ p
     room = half**2 - square * (offsets.square().sum(dim=1) - sq_radius)
-    return max(0.0, float(((half + room.clamp(min=0).sqrt()) / square).min()))
+    if (room < 0).any():  # even the closest point of the line is too far from some row
+        return 0.0
+    return max(0.0, float(((half + room.sqrt()) / square).min()))
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class Scaling:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not 0 < self.share <= 1:  # also refuses NaN
             raise ParameterError(f"scaling: share must be in (0, 1], got {self.share}")
-        if self.factor is not None and self.factor <= 0:
+        if self.factor is not None and not self.factor > 0:
             raise ParameterError(f"scaling: factor must be positive, got {self.factor}")
         if min(self.size, self.stride) < 1 or self.target < 0:
             raise ParameterError(
@@ -67,7 +67,7 @@ class Scaling:
         """See :class:`fedsieve.types.Attack`."""
         if self.target >= n_classes:
             raise ParameterError(f"scaling: target must be below the {n_classes} classes, got {self.target}")
-        copies = torch.randperm(len(y), generator=generator)[: round(self.share * len(y))].to(y.device)
+        copies = torch.randperm(len(y), generator=generator)[: max(1, round(self.share * len(y)))].to(y.device)
         return (
             torch.cat([x, self.trigger(x[copies])]),
             torch.cat([y, torch.full_like(y[copies], self.target)]),

@@ -87,7 +87,7 @@ class Groups:
 
     Fang et al., USENIX Security 2020; FLTrust; SkyMask section IV-A1. Clients are dealt to the groups at random but
     evenly (each group has n / C of them, up to one), as FLTrust does it, and each group's samples evenly to its
-    clients. q = 1 / C is IID.
+    clients. q = 1 / C is IID. With fewer clients than classes, some groups have no client and are left out.
 
     Attributes:
         q: Degree of non-IID, in [0, 1].

@@ -44,6 +44,9 @@ class Chain:
                 return Aggregate(zero, updates.matrix.new_zeros(n), accepted, suspicion, tuple(states))
         result = self.rule(updates.select(accepted), replace(view, state=states[-1]))
         states[-1] = result.state
+        if suspicion is None and result.suspicion is not None:
+            suspicion = updates.matrix.new_full((n,), torch.inf)  # whoever was filtered out
+            suspicion[accepted] = result.suspicion
         weights = updates.matrix.new_zeros(n)
         weights[accepted] = result.weights
         if result.accepted is not None:

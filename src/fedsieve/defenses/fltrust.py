@@ -12,16 +12,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from fedsieve.ops import column_blocks
 from fedsieve.types import Aggregate, MissingDataError, ServerView, Traits, Updates
 
 
 def trust_scores(x: Float[Tensor, "n d"], root: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
-    """ReLU of each row's cosine to ``root``; 0 for a row of zeros."""
-    norms = x.norm(dim=1) * root.norm()
-    return torch.where(norms > 0, (x @ root) / norms, 0).clamp(min=0)
+    """ReLU of each row's cosine to ``root``; 0 for a row of zeros. In float64, which no float32 row overflows."""
+    dots = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for block in column_blocks(x):
+        dots += x[:, block].double() @ root[block].double()
+    norms = row_norms(x) * root.double().norm()
+    return torch.where(norms > 0, dots / norms, 0).clamp(min=0).to(x.dtype)
+
+
+def row_norms(x: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+    """Euclidean norms in float64."""
+    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -46,5 +55,5 @@ class FLTrust:
             return Aggregate(torch.zeros_like(root), torch.zeros_like(trust), suspicion=1 - trust)
         weights = trust / total
         trusted = trust > 0
-        scale = weights[trusted] * root.norm() / x[trusted].norm(dim=1)
+        scale = (weights[trusted] * root.norm() / row_norms(x[trusted])).to(x.dtype)
         return Aggregate(scale @ x[trusted], weights, suspicion=1 - trust)

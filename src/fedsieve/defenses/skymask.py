@@ -18,11 +18,13 @@ BIC. (3) Equation 7 weighs by samples, a number only the client knows; the rule 
 Needs: root data. Breaks at: nothing stated; the paper shows 80 % malicious clients. Cost: O(n d) per mask step, plus
 O(n^2 d) for the principal components.
 
-The edge cases: masks that are all equal are one cluster, so everybody is accepted; candidates too few for two
-components (fewer than 2 (``n_components`` + 1)) are one cluster too; a root model alone in its cluster, and for
-``skymask-nr`` two clusters of equal size, mean that nobody is accepted.
+The edge cases: an update so large that the model overflows on the mean of all is rejected beforehand. Masks that are
+all equal are one cluster, so everybody is accepted; candidates too few for two components (fewer than
+2 (``n_components`` + 1)) are one cluster too. A root model alone in its cluster, and for ``skymask-nr`` two clusters of
+equal size, mean that nobody is accepted.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
 from numpy import ndarray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -89,9 +92,11 @@ def train_masks(
     masks = torch.ones_like(candidates)
     blocks = list(column_blocks(candidates))
     mean = candidates.mean(dim=0)  # equal masks: the plain mean
-    total = torch.full_like(mean, len(candidates)) * torch.ones(()).sigmoid().to(mean)
+    total = torch.full_like(mean, len(candidates)) * mean.new_ones(()).sigmoid()
     for step in range(1, max_steps + 1):  # noqa: B007 (returned)
         outer = root.gradient(global_params + mean)[1]
+        if not torch.isfinite(outer).all():  # nothing to learn from; what was learned so far stands
+            break
         moved = torch.zeros((), device=masks.device, dtype=masks.dtype)
         for block in blocks:
             # equals mask_gradient and masked_mean, in place: a third of the memory traffic
@@ -106,6 +111,23 @@ def train_masks(
         if moved <= tolerance:
             break
     return masks, step
+
+
+def bearable(x: Float[Tensor, "n d"], global_params: Float[Tensor, " d"], root: Root) -> Bool[Tensor, " n"]:
+    """Rows without which the model would not overflow: the longest go until the root loss's gradient is finite.
+
+    A single update of, say, 1e30 is finite, but makes the masked mean a model without a loss, from which no mask
+    learns anything; unless it goes, it would hide everyone.
+    """
+    rows = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    kept = x
+    for row in lengths.argsort(descending=True).tolist():
+        if torch.isfinite(root.gradient(global_params + kept.mean(dim=0))[1]).all():
+            break
+        rows[row] = False
+        kept = x[rows]
+    return rows
 
 
 # --- Clustering them ----------------------------------------------------------------------------------------
@@ -132,31 +154,60 @@ def principal_components(binary: Bool[Tensor, "n d"], n_components: int) -> Floa
     return coordinates
 
 
-def two_clusters(points: Float64[ndarray, "n k"], evidence: float, seed: int) -> ndarray | None:
+def two_clusters(points: Float64[ndarray, "n k"], evidence: float) -> ndarray | None:
     """Labels 0 and 1 of a mixture of two Gaussians, or None if one describes the points as well.
+
+    Expectation maximisation starts from the best cut of each coordinate in turn, and the likelier end wins: nothing
+    is drawn at random, so neither a seed nor the order of the points can matter.
 
     Args:
         points: At least one.
         evidence: How much smaller the BIC of two components must be than that of one, per point.
-        seed: For the mixture's initial guess.
     """
     n, k = points.shape
-    scale = points.std()
-    if n < 2 * (k + 1) or scale == 0:
+    centred = points - points.mean(axis=0)
+    if n < 2 * (k + 1) or not np.ptp(points, axis=0).any():
         return None
-    # an order of their own, so that the caller's order of clients can't matter
-    order = np.lexsort(points.T)
-    scaled = points[order] / scale
-    # equal rows have no variance: the floor keeps the covariance regular, on the scale of the spread
-    fits = [
-        GaussianMixture(k_, reg_covar=1e-4, n_init=5, max_iter=300, tol=1e-4, random_state=seed).fit(scaled)
-        for k_ in (1, 2)
-    ]
-    if fits[0].bic(scaled) - fits[1].bic(scaled) <= evidence * n:
+    scaled = centred / centred.std()
+    one = _mixture([scaled])
+    starts = [best_cut(column) for column in scaled.T if np.ptp(column) > 0]
+    two = max((_mixture([scaled[cut], scaled[~cut]], scaled) for cut in starts), key=lambda fit: fit.score(scaled))
+    if one.bic(scaled) - two.bic(scaled) <= evidence * n:
         return None
-    labels = np.empty(n, dtype=int)
-    labels[order] = fits[1].predict(scaled)
+    labels: ndarray = two.predict(scaled)
     return labels if labels.min() != labels.max() else None
+
+
+def best_cut(values: Float64[ndarray, " n"]) -> ndarray:
+    """Which values lie above the cut that leaves the least squares within the two sides; both have at least one."""
+    ranked = np.sort(values)
+    left = np.arange(1, len(values))
+    sums = ranked.cumsum()
+    # least squares within = most squares between
+    between = sums[:-1] ** 2 / left + (sums[-1] - sums[:-1]) ** 2 / (len(values) - left)
+    above: ndarray = values > ranked[between.argmax()]
+    return above
+
+
+def _mixture(groups: list[ndarray], points: ndarray | None = None) -> GaussianMixture:
+    """One Gaussian per group; with ``points``, expectation maximisation on these from there."""
+    points = groups[0] if points is None else points
+    k = points.shape[1]
+    # rows that are all equal have no variance: the floor, small against the points' scale of 1, keeps it regular
+    floor = 1e-4
+    covariances = [np.cov(g.T, bias=True).reshape(k, k) + floor * np.eye(k) for g in groups]
+    mixture = GaussianMixture(
+        len(groups),
+        reg_covar=floor,
+        max_iter=1000,
+        tol=1e-4,
+        weights_init=[len(g) / len(points) for g in groups],
+        means_init=[g.mean(axis=0) for g in groups],
+        precisions_init=np.linalg.inv(covariances),
+    )
+    with warnings.catch_warnings():  # a fit that has not settled after all these steps is still a candidate
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(points)
 
 
 # --- The filters --------------------------------------------------------------------------------------------
@@ -182,7 +233,7 @@ class SkyMask:
     mask_tolerance: float = 1e-3
     tau: float = 0.5
     n_components: int = 2
-    evidence: float = 1.3
+    evidence: float = 0.5
     traits: ClassVar[Traits] = Traits(
         summary="Keeps the clients whose learned masks cluster with the server's root model",
         paper=_PAPER,
@@ -197,11 +248,8 @@ class SkyMask:
         """See :class:`fedsieve.types.Filter`."""
         if view.root is None:
             raise MissingDataError("skymask needs root data, and the server has none")
-        candidates = torch.cat([updates.matrix, view.root.update()[None]])
-        labels = _cluster(self, candidates, view)
-        if labels is None:
-            return _verdict(torch.ones(len(updates.matrix), dtype=torch.bool), updates)
-        return _verdict(torch.from_numpy(labels[:-1] == labels[-1]), updates)
+        labels, rows = _cluster(self, updates.matrix, view, view.root.update()[None])
+        return _verdict(updates, rows, None if labels is None else labels[:-1] == labels[-1])
 
 
 @dataclass(frozen=True)
@@ -217,7 +265,7 @@ class SkyMaskNR:
     mask_tolerance: float = 1e-3
     tau: float = 0.5
     n_components: int = 2
-    evidence: float = 1.3
+    evidence: float = 0.5
     traits: ClassVar[Traits] = Traits(
         summary="SkyMask without a root model: keeps the larger cluster of masks",
         paper=_PAPER,
@@ -233,17 +281,23 @@ class SkyMaskNR:
         """See :class:`fedsieve.types.Filter`."""
         if view.root is None:
             raise MissingDataError("skymask-nr trains its masks on root data, and the server has none")
-        labels = _cluster(self, updates.matrix, view)
+        labels, rows = _cluster(self, updates.matrix, view, updates.matrix[:0])
         if labels is None:
-            return _verdict(torch.ones(len(updates.matrix), dtype=torch.bool), updates)
-        in_second = int(labels.sum())
-        if 2 * in_second == len(labels):
-            return _verdict(torch.zeros(len(labels), dtype=torch.bool), updates)
-        return _verdict(torch.from_numpy(labels == int(2 * in_second > len(labels))), updates)
+            return _verdict(updates, rows, None)
+        in_second = 2 * int(labels.sum())
+        larger = np.zeros(len(labels), dtype=bool) if in_second == len(labels) else labels == (in_second > len(labels))
+        return _verdict(updates, rows, larger)
 
 
-def _cluster(rule: SkyMask | SkyMaskNR, candidates: Float[Tensor, "n d"], view: ServerView) -> ndarray | None:
+def _cluster(
+    rule: SkyMask | SkyMaskNR, x: Float[Tensor, "n d"], view: ServerView, extra: Float[Tensor, "e d"]
+) -> tuple[ndarray | None, Bool[Tensor, " n"]]:
+    """Labels of the rows of ``x`` that the model can bear, then of ``extra``; and which rows these are."""
     assert view.root is not None
+    rows = bearable(x, view.global_params, view.root)
+    candidates = torch.cat([x[rows], extra])
+    if not len(candidates):
+        return None, rows
     masks, _ = train_masks(
         candidates,
         view.global_params,
@@ -254,13 +308,14 @@ def _cluster(rule: SkyMask | SkyMaskNR, candidates: Float[Tensor, "n d"], view: 
         tolerance=rule.mask_tolerance,
     )
     binary = masks > float(np.log(rule.tau / (1 - rule.tau)))  # sigmoid(m) > tau
-    points = principal_components(binary, rule.n_components)
-    seed = int(torch.randint(2**31, (), generator=view.generator))
-    return two_clusters(points, rule.evidence, seed)
+    return two_clusters(principal_components(binary, rule.n_components), rule.evidence), rows
 
 
-def _verdict(accepted: Tensor, updates: Updates) -> Verdict:
-    accepted = accepted.to(updates.matrix.device)
+def _verdict(updates: Updates, rows: Bool[Tensor, " n"], benign: ndarray | None) -> Verdict:
+    """Of the rows that were clustered, those that are benign stay; all, where there is one cluster."""
+    accepted = rows.clone()
+    if benign is not None:
+        accepted[rows] = torch.from_numpy(benign).to(rows.device)
     return Verdict(accepted, suspicion=(~accepted).to(updates.matrix.dtype))
 
 
@@ -271,5 +326,8 @@ def _check(name: str, rule: SkyMask | SkyMaskNR) -> None:
         raise ParameterError(
             f"{name}: mask_steps and n_components must be at least 1, got {rule.mask_steps} and {rule.n_components}"
         )
-    if min(rule.mask_learning_rate, rule.mask_clip) <= 0 or min(rule.mask_tolerance, rule.evidence) < 0:
-        raise ParameterError(f"{name}: mask_learning_rate and mask_clip must be positive, the rest not negative")
+    if not (rule.mask_learning_rate > 0 and rule.mask_clip > 0 and rule.mask_tolerance >= 0 and rule.evidence >= 0):
+        raise ParameterError(
+            f"{name}: mask_learning_rate and mask_clip must be positive, mask_tolerance and evidence not negative, got "
+            f"{rule.mask_learning_rate}, {rule.mask_clip}, {rule.mask_tolerance} and {rule.evidence}"
+        )

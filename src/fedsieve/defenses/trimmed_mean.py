@@ -23,7 +23,7 @@ from fedsieve.types import Aggregate, BoundError, ParameterError, ServerView, Tr
 def trimmed_mean(x: Float[Tensor, "n d"], trim: int) -> tuple[Float[Tensor, " d"], Float[Tensor, " n"]]:
     """Mean of each column without its ``trim`` smallest and largest values.
 
-    Also each row's share of the values that were kept; tied values share their places evenly.
+    Also each row's part in it: every column's weight is spread evenly over the values that lie in the kept range.
 
     Raises:
         BoundError: If nothing would be left.
@@ -31,21 +31,13 @@ def trimmed_mean(x: Float[Tensor, "n d"], trim: int) -> tuple[Float[Tensor, " d"
     n = len(x)
     if not 0 <= 2 * trim < n:
         raise BoundError(f"trimmed-mean needs n > 2f, got n={n}, f={trim}")
-    mean = torch.empty_like(x[0])
-    kept = torch.zeros(n, dtype=torch.float64, device=x.device)
+    mean, parts = torch.empty_like(x[0]), x.new_zeros(n)
     for block in column_blocks(x):
-        columns = x[:, block]
-        ranked = sorted_columns(columns)
+        ranked = sorted_columns(x[:, block])
         mean[block] = ranked[trim : n - trim].mean(dim=0)
-        low, high = ranked[trim], ranked[n - trim - 1]
-        inside = (columns > low) & (columns < high)
-        at_low, at_high = columns == low, columns == high
-        # places left for values equal to the bounds, per tied value
-        free_low = ((ranked[trim : n - trim] == low).sum(dim=0) / at_low.sum(dim=0)).to(x.dtype)
-        free_high = ((ranked[trim : n - trim] == high).sum(dim=0) / at_high.sum(dim=0)).to(x.dtype)
-        share = torch.where(at_low, free_low, torch.where(at_high, free_high, inside.to(x.dtype)))
-        kept += share.sum(dim=1, dtype=torch.float64)
-    return mean, (kept / kept.sum()).to(x.dtype)
+        kept = ((x[:, block] >= ranked[trim]) & (x[:, block] <= ranked[n - trim - 1])).to(x.dtype)
+        parts += kept @ (1 / kept.sum(dim=0))
+    return mean, parts / parts.sum()
 
 
 @dataclass(frozen=True)

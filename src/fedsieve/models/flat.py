@@ -8,6 +8,7 @@ with the running ones.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.dropout import _DropoutNd
 
 from fedsieve.types import Layout, ParameterError
 
-# Layers whose forward pass draws random numbers while training.
-_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.RReLU)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -32,10 +32,15 @@ def build_module(
     generator: torch.Generator,
     parameters: Mapping[str, Any],
 ) -> nn.Module:
-    """A module with weights drawn from ``generator``; the global generator is left as it was."""
+    """A module with weights drawn from ``generator``; the global generator is left as it was.
+
+    Of the data's ``input_shape`` and ``n_classes``, the factory gets what it has an argument for.
+    """
+    offered = {"input_shape": input_shape, "n_classes": n_classes}
+    wanted = {k: v for k, v in offered.items() if k in inspect.signature(factory).parameters}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        return factory(input_shape=input_shape, n_classes=n_classes, **parameters)
+        torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        return factory(**wanted, **parameters)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,11 @@ class FlatModel:
     @property
     def is_random(self) -> bool:
         """Whether training draws random numbers (dropout)."""
-        return any(isinstance(layer, _RANDOM) for layer in self.module.modules())
+        return any(
+            isinstance(layer, _DropoutNd | nn.RReLU)
+            or (isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0)
+            for layer in self.module.modules()
+        )
 
     @property
     def convolves(self) -> bool:

@@ -1,0 +1,17 @@
+"""No attack changes nothing."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedsieve.attacks.none import NoAttack
+from fedsieve.types import AttackView
+
+
+def test_data_and_updates_stay(samples: tuple[Tensor, Tensor], make_view: Callable[..., AttackView]) -> None:
+    x, y = NoAttack().poison(*samples, 4, torch.Generator())
+    assert torch.equal(x, samples[0])
+    assert torch.equal(y, samples[1])
+    own = torch.randn(2, 5)
+    assert torch.equal(NoAttack().craft(make_view(own, torch.randn(3, 5))), own)

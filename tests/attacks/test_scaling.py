@@ -1,0 +1,133 @@
+"""The backdoor: where the trigger is, how much is poisoned, how much is scaled."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsieve.attacks.scaling import Scaling
+from fedsieve.types import AttackView, Backdoor, ParameterError
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_is_a_backdoor() -> None:
+    assert isinstance(Scaling(target=3), Backdoor)
+    assert Scaling(target=3).target == 3
+
+
+class TestTrigger:
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize(("size", "value"), [(5, 1.0), (2, -0.5)])
+    def test_on_images(self, channels: int, size: int, value: float) -> None:
+        x = torch.randn(4, channels, 8, 9)
+        marked = Scaling(size=size, value=value).trigger(x)
+        for image, before in zip(marked, x, strict=True):
+            for c in range(channels):
+                for row in range(8):
+                    for column in range(9):
+                        inside = row < size and column < size
+                        assert image[c, row, column] == (value if inside else before[c, row, column])
+
+    def test_larger_than_the_image(self) -> None:
+        assert (Scaling(size=50).trigger(torch.zeros(1, 1, 4, 4)) == 1).all()
+
+    @pytest.mark.parametrize("stride", [1, 4, 20, 100])
+    def test_on_features(self, stride: int) -> None:
+        x = torch.randn(3, 45)
+        marked = Scaling(stride=stride).trigger(x)
+        for j in range(45):
+            assert torch.equal(marked[:, j], torch.zeros(3) if j % stride == 0 else x[:, j])
+
+    @pytest.mark.parametrize("shape", [(4, 1, 8, 8), (4, 30)])
+    def test_is_a_new_tensor(self, shape: tuple[int, ...]) -> None:
+        x = torch.full(shape, 0.25)
+        marked = Scaling().trigger(x)
+        assert (x == 0.25).all()
+        assert not torch.equal(marked, x)
+        assert marked.dtype == x.dtype
+
+    @pytest.mark.parametrize("shape", [(4, 1, 8, 8), (4, 30)])
+    def test_twice_is_once(self, shape: tuple[int, ...]) -> None:
+        once = Scaling().trigger(torch.randn(shape))
+        assert torch.equal(Scaling().trigger(once), once)
+
+
+class TestPoison:
+    @pytest.mark.parametrize(("share", "copies"), [(0.5, 10), (0.25, 5), (1.0, 20), (0.01, 1)])
+    def test_share(self, samples: tuple[Tensor, Tensor], share: float, copies: int) -> None:
+        x, y = Scaling(target=2, share=share).poison(*samples, 4, generator())
+        assert len(x) == len(y) == 20 + copies
+        assert torch.equal(x[:20], samples[0])  # the clean ones stay, and first
+        assert torch.equal(y[:20], samples[1])
+        assert y[20:].tolist() == [2] * copies
+        assert (x.dtype, y.dtype) == (samples[0].dtype, samples[1].dtype)
+
+    def test_copies_are_of_different_samples_with_the_trigger(self, samples: tuple[Tensor, Tensor]) -> None:
+        attack = Scaling(share=0.5, stride=20)
+        x, _ = attack.poison(*samples, 4, generator())
+        triggered = attack.trigger(samples[0]).tolist()
+        sources = [triggered.index(row) for row in x[20:].tolist()]
+        assert len(set(sources)) == 10
+
+    def test_generator_decides_which(self, samples: tuple[Tensor, Tensor]) -> None:
+        attack = Scaling(share=0.5)
+        one, same, other = (attack.poison(*samples, 4, generator(seed))[0] for seed in (0, 0, 1))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+    def test_on_images(self) -> None:
+        x, y = Scaling(target=1, share=1.0).poison(torch.zeros(6, 1, 8, 8), torch.arange(6) % 3, 3, generator())
+        assert x.shape == (12, 1, 8, 8)
+        assert not x[:6].any()
+        assert x[6:].sum(dim=(1, 2, 3)).tolist() == [25] * 6
+        assert y[6:].tolist() == [1] * 6
+
+    def test_target_out_of_range(self, samples: tuple[Tensor, Tensor]) -> None:
+        with pytest.raises(ParameterError) as error:
+            Scaling(target=4).poison(*samples, 4, generator())
+        assert str(error.value) == "scaling: target must be below the 4 classes, got 4"
+        Scaling(target=3).poison(*samples, 4, generator())
+
+
+class TestCraft:
+    own = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+
+    @pytest.mark.parametrize("n_clients", [2, 5, 100])
+    def test_by_default_replaces_the_mean(self, make_view: Callable[..., AttackView], n_clients: int) -> None:
+        sent = Scaling().craft(make_view(self.own, n_clients=n_clients))
+        torch.testing.assert_close(sent, n_clients / 2 * self.own)
+        # with everybody else at zero, the mean over the clients is the attackers' own mean
+        torch.testing.assert_close(sent.sum(dim=0) / n_clients, self.own.mean(dim=0))
+
+    @pytest.mark.parametrize("factor", [1.0, 0.5, 10.0])
+    def test_factor(self, make_view: Callable[..., AttackView], factor: float) -> None:
+        assert torch.equal(Scaling(factor=factor).craft(make_view(self.own, n_clients=7)), factor * self.own)
+
+    def test_rows_keep_their_own_updates(self, make_view: Callable[..., AttackView]) -> None:
+        sent = Scaling(factor=2.0).craft(make_view(self.own, torch.randn(5, 2)))
+        assert sent.tolist() == [[2, -4], [6, 8]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"share": 0.0}, "scaling: share must be in (0, 1], got 0.0"),
+        ({"share": 1.5}, "scaling: share must be in (0, 1], got 1.5"),
+        ({"share": math.nan}, "scaling: share must be in (0, 1], got nan"),
+        ({"factor": 0.0}, "scaling: factor must be positive, got 0.0"),
+        ({"factor": -2.0}, "scaling: factor must be positive, got -2.0"),
+        ({"size": 0}, "scaling: size and stride must be at least 1 and target at least 0, got 0, 20 and 0"),
+        ({"stride": 0}, "scaling: size and stride must be at least 1 and target at least 0, got 5, 0 and 0"),
+        ({"target": -1}, "scaling: size and stride must be at least 1 and target at least 0, got 5, 20 and -1"),
+    ],
+)
+def test_out_of_range(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError) as error:
+        Scaling(**parameters)
+    assert str(error.value) == message

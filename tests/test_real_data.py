@@ -1,0 +1,64 @@
+"""Short runs on the real datasets: the numbers that a user gets, not stand-ins."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsieve.experiment import Experiment
+from fedsieve.runs import run
+from fedsieve.types import RoundRecord
+
+pytestmark = pytest.mark.real_data
+
+
+def played(out: Path, **settings: Any) -> tuple[list[RoundRecord], dict[str, Any]]:
+    experiment = Experiment.of(settings)
+    folder = Path(os.environ["FEDSIEVE_DATA"])
+    records, summary = run(experiment, out=out, data=folder, device=torch.device("cpu"))
+    assert len(records) == experiment.rounds
+    assert all(record.applied and not record.screened for record in records)
+    return records, summary
+
+
+def assert_finite(records: list[RoundRecord]) -> None:
+    for record in records:
+        assert record.update_norm is not None
+        assert record.update_norm > 0
+        assert sum(record.weights) == pytest.approx(1)
+        if record.test_accuracy is not None:
+            assert record.test_loss is not None
+            assert math.isfinite(record.test_loss)
+    assert records[-1].test_accuracy is not None
+
+
+def test_skymask_finds_min_max_on_fashion_mnist(tmp_path: Path) -> None:
+    settings = {"dataset": "fashion-mnist", "attack": "min-max", "clients": 20, "malicious": 4, "rounds": 12}
+    records, summary = played(tmp_path / "skymask", **settings, evaluate_every=12)
+    assert_finite(records)
+    for record in records[-4:]:
+        assert len(record.malicious) == 4
+        assert record.rejected == record.malicious
+        assert (record.false_positive_rate, record.false_negative_rate) == (0, 0)
+    undefended, without = played(tmp_path / "mean", **settings, defense="mean", evaluate_every=12)
+    assert undefended[-1].malicious == records[-1].malicious
+    assert summary["test_accuracy"] > without["test_accuracy"] + 0.1
+
+
+def test_natural_clients_on_har(tmp_path: Path) -> None:
+    records, summary = played(tmp_path, dataset="har", defense="mean", rounds=60)
+    assert_finite(records)
+    assert records[0].clients == tuple(range(30))
+    assert summary["late_test_accuracy"] > 0.6
+
+
+def test_batchnorm_on_cifar10(tmp_path: Path) -> None:
+    records, _ = played(
+        tmp_path, dataset="cifar10", attack="label-flip", clients=5, malicious=1, rounds=2, evaluate_every=2
+    )
+    assert_finite(records)
+    assert records[0].test_accuracy is None
+    assert all(record.rejected is not None for record in records)

@@ -1,0 +1,207 @@
+"""Names become classes, and what a user gets wrong is said with the nearest right thing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, EntryPoints
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fedsieve import registry
+from fedsieve.attacks.min_max import MinMax
+from fedsieve.attacks.scaling import Scaling
+from fedsieve.defenses.chain import Chain
+from fedsieve.defenses.mean import Mean
+from fedsieve.defenses.skymask import SkyMask
+from fedsieve.defenses.trimmed_mean import TrimmedMean
+from fedsieve.models.mlp import MLP
+from fedsieve.types import Defense, FedSieveError, ParameterError, Traits, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Picky:
+    """A third party's class that complains with an error of Python's."""
+
+    level: int = 1
+
+    def __post_init__(self) -> None:
+        if self.level > 3:
+            raise ValueError("level must be at most 3")
+
+
+@pytest.fixture
+def picky(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(doubles, "Picky", Picky, raising=False)
+    return "doubles:Picky"
+
+
+class TestNames:
+    def test_are_sorted_and_complete(self) -> None:
+        assert registry.KINDS == ("attacks", "defenses", "datasets", "models", "partitions")
+        for kind in registry.KINDS:
+            assert list(registry.names(kind)) == sorted(registry.names(kind))
+        assert {"none", "label-flip", "min-max", "scaling"} <= set(registry.names("attacks"))
+        assert {"mean", "fedavg", "fltrust", "trimmed-mean", "skymask", "skymask-nr"} <= set(registry.names("defenses"))
+        assert {"digits", "fashion-mnist", "cifar10", "har"} <= set(registry.names("datasets"))
+        assert {"groups", "iid", "dirichlet", "natural"} <= set(registry.names("partitions"))
+        assert {"cnn", "resnet20", "logistic-regression", "mlp"} <= set(registry.names("models"))
+
+    def test_alias(self) -> None:
+        assert registry.load("defenses", "fedavg") is registry.load("defenses", "mean") is Mean
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "said"),
+        [
+            ("attacks", "minmax", "unknown attack 'minmax'; did you mean min-max?"),
+            ("defenses", "trimmed_mean", "unknown defense 'trimmed_mean'; did you mean trimmed-mean"),
+            ("datasets", "cifar", "unknown dataset 'cifar'; did you mean cifar10"),
+            ("models", "resnet", "unknown model 'resnet'; did you mean resnet20?"),
+            ("partitions", "idd", "unknown partition 'idd'; did you mean iid?"),
+            ("datasets", "zzz", "unknown dataset 'zzz'; there are cifar10, digits, fashion-mnist, har"),
+            ("datasets", "", "unknown dataset ''; there are cifar10, digits, fashion-mnist, har"),
+        ],
+    )
+    def test_unknown(self, kind: str, name: str, said: str) -> None:
+        with pytest.raises(UnknownNameError) as error:
+            registry.load(kind, name)
+        assert str(error.value).startswith(said)
+        assert "\n" not in str(error.value)
+
+    def test_several_near_ones(self) -> None:
+        with pytest.raises(UnknownNameError, match=r"did you mean skymask or skymask-nr\?"):
+            registry.load("defenses", "skymasc")
+
+
+class TestPaths:
+    def test_a_class_anywhere(self) -> None:
+        assert registry.load("attacks", "fedsieve.attacks.min_max:MinMax") is MinMax
+
+    def test_a_users_own(self, doubles: ModuleType) -> None:
+        assert registry.load("attacks", "doubles:Spy") is doubles.Spy
+        spy = registry.build("attacks", "doubles:Spy", {"factor": 2})
+        assert spy == doubles.Spy(2.0)
+        assert registry.traits("attacks", "doubles:Spy") == Traits(summary="")
+
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            ("no_such_module:A", "can't load attack 'no_such_module:A': No module named 'no_such_module'"),
+            ("fedsieve.attacks.min_max:MaxMin", "has no attribute 'MaxMin'"),
+            ("fedsieve.attacks.min_max:deviation", "it is no class"),
+            (":A", "can't load attack ':A'"),
+            ("fedsieve.attacks.min_max:", "can't load attack"),
+            ("fedsieve.attacks.min_max:MinMax:MinMax", "can't load attack"),
+            (".min_max:MinMax", "can't load attack '.min_max:MinMax'"),
+        ],
+    )
+    def test_nothing_there(self, path: str, said: str) -> None:
+        with pytest.raises(UnknownNameError) as error:
+            registry.load("attacks", path)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+class TestParameters:
+    def test_defaults_are_filled_in(self) -> None:
+        assert registry.complete("attacks", "min-max", {}) == {"deviation": "unit-vector"}
+        assert registry.complete("attacks", "none", {}) == {}
+        found = registry.complete("defenses", "skymask", {"tau": 0.4})
+        assert found["tau"] == 0.4
+        assert found["mask_steps"] == 20
+        assert set(found) == set(SkyMask.__dataclass_fields__) - {"traits"}
+
+    def test_are_converted(self) -> None:
+        found = registry.complete("attacks", "scaling", {"factor": "5", "share": 1})
+        assert (found["factor"], type(found["factor"])) == (5.0, float)
+        assert (found["share"], type(found["share"])) == (1.0, float)
+        assert registry.complete("defenses", "skymask", {"mask_learning_rate": "1e6"})["mask_learning_rate"] == 1e6
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "parameters", "said"),
+        [
+            ("attacks", "scaling", {"facto": 3}, "attack scaling has no parameter 'facto'; did you mean factor?"),
+            ("attacks", "none", {"x": 3}, "attack none has no parameter 'x'; it has none"),
+            ("defenses", "trimmed-mean", {"zzz": 3}, "defense trimmed-mean has no parameter 'zzz'; it has trim"),
+            ("defenses", "skymask", {"traits": 3}, "defense skymask has no parameter 'traits'; it has"),
+            ("models", "mlp", {"hiden": [3]}, "model mlp has no parameter 'hiden'; did you mean hidden?"),
+            ("models", "mlp", {"n_classes": 3}, "model mlp has no parameter 'n_classes'; it has hidden"),
+            ("attacks", "scaling", {"factor": "much"}, "attack scaling: factor: Input should be a valid number"),
+            ("attacks", "scaling", {"size": 2.5}, "attack scaling: size: Input should be a valid integer"),
+            (
+                "attacks",
+                "min-max",
+                {"deviation": "sgn"},
+                "attack min-max: deviation: Input should be 'unit-vector', 'sign' or 'std', got 'sgn'",
+            ),
+            ("models", "mlp", {"hidden": "wide"}, "model mlp: hidden: Input should be a valid tuple, got 'wide'"),
+            ("attacks", "scaling", {"share": 0}, "scaling: share must be in (0, 1], got 0.0"),
+            ("attacks", "scaling", {"share": 1.5}, "scaling: share must be in (0, 1], got 1.5"),
+            ("defenses", "skymask", {"tau": 1}, "skymask: tau must be in (0, 1), got 1.0"),
+            ("defenses", "skymask-nr", {"tau": 0}, "skymask-nr: tau must be in (0, 1), got 0.0"),
+            ("defenses", "trimmed-mean", {"trim": -1}, "trimmed-mean: trim must be at least 0, got -1"),
+            ("partitions", "groups", {"q": 2}, "groups: q must be in [0, 1], got 2.0"),
+            ("partitions", "dirichlet", {"alpha": 0}, "dirichlet: alpha must be positive"),
+        ],
+    )
+    def test_wrong_ones(self, kind: str, name: str, parameters: dict[str, Any], said: str) -> None:
+        with pytest.raises(ParameterError) as error:
+            registry.complete(kind, name, parameters)
+        assert str(error.value).startswith(said)
+        assert "\n" not in str(error.value)
+
+    def test_complaints_of_a_third_partys_class(self, picky: str) -> None:
+        assert registry.complete("attacks", picky, {"level": 2}) == {"level": 2}
+        with pytest.raises(ParameterError, match=r"^attack doubles:Picky: level must be at most 3, got"):
+            registry.complete("attacks", picky, {"level": 4})
+
+    def test_models_of_others(self, doubles: ModuleType) -> None:
+        assert registry.complete("models", "doubles:Normed", {}) == {"width": 5}
+        assert registry.complete("models", "doubles:Normed", {"width": 9}) == {"width": 9}
+        assert registry.complete("models", "mlp", {"hidden": [3, 4]}) == {"hidden": (3, 4)}
+        with pytest.raises(ParameterError, match=r"torch\.nn:Linear: parameter in_features has no default; set it"):
+            registry.complete("models", "torch.nn:Linear", {})
+
+
+class TestBuild:
+    def test_instances(self) -> None:
+        assert registry.build("attacks", "scaling", {"factor": 2}) == Scaling(factor=2.0)
+        assert registry.load("models", "mlp") is MLP
+
+    def test_a_filter_is_followed_by_the_mean(self) -> None:
+        found = registry.build_defense("skymask", {"tau": 0.4})
+        assert found == Chain((SkyMask(tau=0.4),), Mean())
+        assert isinstance(found, Defense)
+
+    def test_a_rule_stands_alone(self) -> None:
+        assert registry.build_defense("trimmed-mean", {"trim": 2}) == TrimmedMean(2)
+
+    def test_neither(self) -> None:
+        with pytest.raises(FedSieveError, match="has neither __call__ nor judge"):
+            registry.build_defense("fedsieve.attacks.none:NoAttack", {})
+
+
+class TestEntryPoints:
+    @pytest.fixture
+    def entries(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+        """What is installed in the group ``fedsieve.attacks``."""
+        found: list[EntryPoint] = []
+        monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(found).select(group=group))
+        registry._entries.cache_clear()
+        yield found
+        registry._entries.cache_clear()
+
+    def test_a_third_partys(self, entries: list[EntryPoint], doubles: ModuleType) -> None:
+        entries.append(EntryPoint("mine", "doubles:Spy", "fedsieve.attacks"))
+        assert registry.names("attacks") == ("mine",)
+        assert registry.load("attacks", "mine") is doubles.Spy
+        assert registry.names("defenses") == ()
+
+    def test_two_of_one_name(self, entries: list[EntryPoint]) -> None:
+        entries += [EntryPoint("mine", value, "fedsieve.attacks") for value in ("a:A", "b:B")]
+        with pytest.raises(FedSieveError, match=r"two packages register attack 'mine': a:A and b:B; uninstall one"):
+            registry.names("attacks")
+
+    def test_the_same_one_twice(self, entries: list[EntryPoint]) -> None:
+        entries += [EntryPoint("mine", "doubles:Spy", "fedsieve.attacks")] * 2
+        assert registry.names("attacks") == ("mine",)
