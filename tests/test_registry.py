@@ -151,9 +151,9 @@ class TestParameters:
         assert "\n" not in str(error.value)
 
     def test_complaints_of_a_third_partys_class(self, picky: str) -> None:
-        assert registry.complete("attacks", picky, {"level": 2}) == {"level": 2}
-        with pytest.raises(ParameterError, match=r"^attack doubles:Picky: level must be at most 3, got"):
-            registry.complete("attacks", picky, {"level": 4})
+        assert registry.complete("defenses", picky, {"level": 2}) == {"level": 2}
+        with pytest.raises(ParameterError, match=r"^defense doubles:Picky: level must be at most 3, got"):
+            registry.complete("defenses", picky, {"level": 4})
 
     def test_models_of_others(self, doubles: ModuleType) -> None:
         assert registry.complete("models", "doubles:Normed", {}) == {"width": 5}

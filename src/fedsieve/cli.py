@@ -198,7 +198,7 @@ def verify(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")]
 
 def _settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
     """Options and ``--set`` pairs as nested settings; values are read as YAML."""
-    from fedsieve.experiment import override
+    from fedsieve.experiment import override, parse_yaml
     from fedsieve.types import ParameterError
 
     result = dict(options)
@@ -207,7 +207,7 @@ def _settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
         if not (key and equals):
             raise ParameterError(f"--set takes key=value, e.g. --set attack.factor=5, got {pair!r}")
         try:
-            override(result, key, yaml.safe_load(value))
+            override(result, key, parse_yaml(value))
         except yaml.YAMLError as error:
             raise ParameterError(f"--set {key}: {value!r} is no YAML value") from error
     return result
@@ -222,7 +222,7 @@ def _device(name: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ParameterError(f"can't compute on device {name!r}: {str(error).splitlines()[0]}; try cpu") from error
     return device
@@ -263,7 +263,7 @@ def _plain(text: str) -> str:
 
 
 class _Progress:
-    """A live line: round, accuracy, detection rates, time left."""
+    """A live line: round, accuracy, detection rates, time left; before the first round, a spinner without a trace."""
 
     def __init__(self, rounds: int, dataset: str, hidden: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -278,20 +278,28 @@ class _Progress:
             console=err,
             disable=hidden,
         )
-        self._task = self._bar.add_task(f"loading {dataset}", total=rounds)
+        self._task = self._bar.add_task("", total=rounds)
+        self._loading = err.status(f"loading {dataset}")
+        self._hidden = hidden
         self._accuracy: float | None = None
 
     def __enter__(self) -> "_Progress":
-        self._bar.start()
+        if not self._hidden:
+            self._loading.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._loading.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def show(self, record: "RoundRecord") -> None:
         """One round more."""
         from fedsieve.report.text import percent
 
+        if not (self._hidden or self._bar.live.is_started):
+            self._loading.stop()
+            self._bar.start()
         if record.test_accuracy is not None:
             self._accuracy = record.test_accuracy
         line = f"accuracy {percent(self._accuracy)}"

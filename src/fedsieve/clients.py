@@ -52,7 +52,7 @@ class LocalTraining:
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
-    def batches(self, n_samples: int, generator: torch.Generator) -> list[Int[Tensor, " b"]]:
+    def batches(self, n_samples: int, generator: torch.Generator) -> list[Int[Tensor, " _"]]:
         """The rows of each step's batch."""
         if self.epochs is None:
             return [torch.randperm(n_samples, generator=generator)[: self.batch_size] for _ in range(self.steps)]
@@ -129,7 +129,7 @@ class Trainer:
         self,
         params: Float[Tensor, " d"],
         clients: Sequence[ClientData],
-        plans: Sequence[Sequence[Int[Tensor, " b"]]],
+        plans: Sequence[Sequence[Int[Tensor, " _"]]],
         ids: Sequence[int],
         round: int,
     ) -> Float[Tensor, "c d"]:
@@ -171,11 +171,11 @@ class Trainer:
         rows = []
         for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
             gpus = [local.device] if local.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=gpus, enabled=self.model.is_random):
-                if self.model.is_random:
-                    torch.manual_seed(stream(self.seed, f"dropout/{step}", round, client).initial_seed())
+            with torch.random.fork_rng(devices=gpus):  # always: a forward pass may draw without telling
+                torch.manual_seed(stream(self.seed, f"dropout/{step}", round, client).initial_seed())
                 rows.append(self.model.gradient_and_statistics(flat, xi, yi))
-        return torch.stack([g for g, _ in rows]), torch.stack([s for _, s in rows])
+        gradients, moved_statistics = zip(*rows, strict=True)
+        return torch.stack(gradients), torch.stack(moved_statistics)
 
 
 def _flat(tensors: Mapping[str, Tensor], n: int, like: Tensor) -> Float[Tensor, "n k"]:

@@ -7,6 +7,7 @@ all: where and how fast it runs is not part of it.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fedsieve import registry
 from fedsieve.types import Bounded, ParameterError
@@ -24,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Component(BaseModel):
@@ -95,6 +96,18 @@ class RootData(_Frozen):
     label: Annotated[int, Field(ge=0)] = 0
 
 
+# Where neither the user nor the dataset says anything; what follows from other settings is filled in below.
+_DEFAULTS: dict[str, Any] = {
+    "dataset": "digits",
+    "model": "mlp",
+    "partition": "groups",
+    "attack": "none",
+    "defense": "skymask",
+    "clients": 30,
+    "rounds": 50,
+}
+
+
 class Experiment(_Frozen):
     """One experiment.
 
@@ -119,17 +132,17 @@ class Experiment(_Frozen):
             default such that there are about 50.
     """
 
-    dataset: Named = Component(name="digits")
+    dataset: Named
     model: Named
     partition: Named
-    attack: Named = Component(name="none")
-    defense: Named = Component(name="skymask")
+    attack: Named
+    defense: Named
     clients: Count
     malicious: Annotated[int, Field(ge=0)]
     assumed_malicious: Annotated[int, Field(ge=0)]
     clients_per_round: Count
     knowledge: Literal["full", "partial"] = "full"
-    rounds: Count = 50
+    rounds: Count
     seed: Annotated[int, Field(ge=0)] = 0
     local: Local = Local()
     server: ServerSide = ServerSide()
@@ -143,31 +156,24 @@ class Experiment(_Frozen):
         if not isinstance(given, Mapping):
             raise ValueError(f"an experiment is a mapping of settings, got {type(given).__name__}")
         _refuse_unknown(given, cls.model_fields, "")
-        dataset = Component.model_validate(_component(given.get("dataset", "digits")))
-        defaults = dict(getattr(registry.load("datasets", dataset.name), "defaults", {}))
+        dataset = _named("dataset", given.get("dataset", {}), "digits")
+        defaults = dict(getattr(registry.load("datasets", dataset["name"]), "defaults", {}))
         usual = {kind: defaults.pop(f"{kind}_parameters", {}) for kind in ("attack", "defense")}
-        settings = _merged({"model": "mlp", "partition": "groups", "clients": 30, **defaults}, given)
-        n = settings["clients"]
-        if isinstance(n, int):
-            settings.setdefault("malicious", n // 5)
-            settings.setdefault("clients_per_round", n)
-            if isinstance(settings["malicious"], int) and isinstance(settings["clients_per_round"], int):
-                expected = settings["malicious"] * settings["clients_per_round"] / max(n, 1)
-                settings.setdefault("assumed_malicious", round(expected))
-        rounds = settings.setdefault("rounds", 50)
-        if isinstance(rounds, int):
+        settings = _merged({**_DEFAULTS, **defaults}, given)
+        settings["dataset"] = dataset
+        n, rounds = _whole(settings["clients"]), _whole(settings["rounds"])
+        if n is not None:
+            m = _whole(settings.setdefault("malicious", n // 5))
+            k = _whole(settings.setdefault("clients_per_round", n))
+            if m is not None and k is not None:
+                settings.setdefault("assumed_malicious", round(m * k / max(n, 1)))
+        if rounds is not None:
             settings.setdefault("evaluate_every", max(1, -(-rounds // 50)))
-        for key, kind in (
-            ("dataset", "datasets"),
-            ("model", "models"),
-            ("partition", "partitions"),
-            ("attack", "attacks"),
-            ("defense", "defenses"),
-        ):
-            value = settings.get(key, cls.model_fields[key].default)
-            component = value if isinstance(value, Component) else Component.model_validate(_component(value))
-            parameters = {**usual.get(key, {}).get(component.name, {}), **component.parameters}
-            settings[key] = {"name": component.name, **registry.complete(kind, component.name, parameters)}
+        for key in ("dataset", "model", "partition", "attack", "defense"):
+            component = _named(key, settings[key], _DEFAULTS[key])
+            name = component.pop("name")
+            component = {**usual.get(key, {}).get(name, {}), **component}
+            settings[key] = {"name": name, **registry.complete(f"{key}s", name, component)}
         return settings
 
     @model_validator(mode="after")
@@ -192,7 +198,10 @@ class Experiment(_Frozen):
         try:
             return cls.model_validate(dict(settings))
         except ValidationError as error:
-            raise ParameterError("; ".join(_said(e) for e in error.errors())) from error
+            found = error.errors()
+            # a setting derived from a wrong one is missing only because of that
+            first = [e for e in found if e["type"] != "missing"] or found
+            raise ParameterError("; ".join(_said(e) for e in first)) from error
 
     @classmethod
     def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> "Experiment":
@@ -207,7 +216,8 @@ class Experiment(_Frozen):
     @property
     def key(self) -> str:
         """Names the experiment: 12 hexadecimal digits from a hash of all settings."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+        settings = json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
         """All settings, readable by :meth:`read`."""
@@ -221,13 +231,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ParameterError: If there is none.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ParameterError(f"can't read {path}: {reason}") from error
     if not isinstance(found, dict):
         raise ParameterError(f"{path} holds no settings: a mapping such as 'dataset: digits' was expected")
     return found
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML in which ``1e-3`` is a number, as everywhere but in YAML 1.1 (which wants ``1.0e-3``)."""
+    return _with_numbers(yaml.safe_load(text))
+
+
+def _with_numbers(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _with_numbers(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_numbers(value) for value in tree]
+    if isinstance(tree, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", tree):
+        return float(tree)
+    return tree
+
+
+def _named(setting: str, value: Any, default: str) -> dict[str, Any]:
+    """A component as a mapping with a name, for parameters alone the default one."""
+    if isinstance(value, Component):
+        value = value.model_dump()
+    value = _component(value)
+    if not isinstance(value, Mapping) or not isinstance(value.get("name", default), str):
+        raise ParameterError(f"{setting}: a name, or a mapping with a name and parameters, was expected, got {value!r}")
+    return {"name": default, **value}
+
+
+def _whole(value: Any) -> int | None:
+    """The integer that pydantic will read from ``value``, or None if it will refuse it."""
+    try:
+        return TypeAdapter(int).validate_python(value)
+    except ValidationError:
+        return None
 
 
 def override(settings: dict[str, Any], key: str, value: Any) -> None:

@@ -8,6 +8,7 @@ wherever a name does.
 import dataclasses
 import importlib
 import inspect
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -21,6 +22,15 @@ from fedsieve.defenses.mean import Mean
 from fedsieve.types import Defense, Filter, ParameterError, Traits, UnknownNameError
 
 KINDS = ("attacks", "defenses", "datasets", "models", "partitions")
+
+# What a class of each kind must have; a defense is a rule (__call__) or a filter (judge), looked at when built.
+_METHODS = {
+    "attacks": ("poison", "craft"),
+    "defenses": (),
+    "datasets": ("load",),
+    "models": ("forward", "named_parameters"),
+    "partitions": ("__call__",),
+}
 
 # Arguments that we pass to a model; everything else in its signature is a parameter of the user's.
 _MODEL_ARGUMENTS = ("self", "input_shape", "n_classes")
@@ -64,10 +74,13 @@ def _load_path(kind: str, path: str) -> type:
     module_name, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UnknownNameError(f"can't load {kind[:-1]} {path!r}: {error}") from error
     if not inspect.isclass(found):
         raise UnknownNameError(f"can't load {kind[:-1]} {path!r}: it is no class")
+    missing = [method for method in _METHODS[kind] if not hasattr(found, method)]
+    if missing:
+        raise UnknownNameError(f"can't load {kind[:-1]} {path!r}: it has no {missing[0]}, so it is none")
     return found
 
 
@@ -83,6 +96,9 @@ def complete(kind: str, name: str, parameters: Mapping[str, Any]) -> dict[str, A
         ParameterError: For one that does not exist (with the nearest ones), has a wrong type or is out of range.
     """
     cls = load(kind, name)
+    for parameter, value in parameters.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ParameterError(f"{kind[:-1]} {name}: {parameter} must be finite, got {value}")
     if dataclasses.is_dataclass(cls):
         known = {f.name: f for f in dataclasses.fields(cls) if f.init}
         _refuse_unknown(kind, name, parameters, known)
@@ -130,7 +146,8 @@ def _validated(kind: str, name: str, cls: type, parameters: Mapping[str, Any]) -
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise ParameterError(f"{kind[:-1]} {name}: {where}: {message}, got {first['input']!r}") from error
+        said = f"{where}: {message}, got {first['input']!r}" if where else message
+        raise ParameterError(f"{kind[:-1]} {name}: {said}") from error
 
 
 def _converted(kind: str, name: str, parameter: str, signature: inspect.Parameter, value: Any) -> Any:

@@ -89,20 +89,20 @@ class RunDirectory:
             raise FedSieveError(f"{path} is no checkpoint of ours: {error}") from error
 
     def resume(self, experiment: Experiment, device: torch.device) -> tuple[ServerState, list[RoundRecord]] | None:
-        """The last checkpoint and the records up to it; later records go, since their rounds are played again.
+        """The last checkpoint, if any, and the records up to it; later ones go, since their rounds are played again.
 
         Raises:
             FedSieveError: If the directory holds another experiment.
         """
+        settings = self.path / "experiment.yaml"
+        if settings.exists() and (found := Experiment.read(settings).key) != experiment.key:
+            raise FedSieveError(
+                f"can't resume: {self.path} holds experiment {found}, not {experiment.key}; "
+                f"choose another --out, or run without --resume"
+            )
         state = self.load(device)
         if state is None:
             return None
-        found = Experiment.read(self.path / "experiment.yaml")
-        if found.key != experiment.key:
-            raise FedSieveError(
-                f"can't resume: {self.path} holds experiment {found.key}, not {experiment.key}; "
-                f"choose another --out, or run without --resume"
-            )
         records = self.records()[: state.round]
         if len(records) < state.round:
             raise FedSieveError(f"can't resume: {self.path} has a checkpoint of round {state.round}, but fewer records")
@@ -180,11 +180,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON, its tensors moved to ``tensors``; ``name`` says in an error where it stands."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous()
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"dict": {k: _pack(v, f"{name}.{k}", tensors) for k, v in value.items()}}
+        key = str(len(tensors))
+        tensors[key] = (
+            value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        )  # a copy, since the file format refuses shared memory
+        return {"tensor": key}
+    if isinstance(value, Mapping):  # as pairs, since JSON would turn client ids into text
+        pairs = value.items()
+        return {"dict": [[_pack(k, f"a key of {name}", tensors), _pack(v, f"{name}.{k}", tensors)] for k, v in pairs]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(v, f"{name}.{k}", tensors) for k, v in enumerate(value)]}
@@ -201,9 +206,11 @@ def _unpack(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         case "tensor":
             return tensors[content]
         case "dict":
-            return {k: _unpack(v, tensors) for k, v in content.items()}
+            return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
         case "list":
             return [_unpack(v, tensors) for v in content]
         case "tuple":
             return tuple(_unpack(v, tensors) for v in content)
-    return content
+        case "value":
+            return content
+    raise ValueError(f"unknown kind {kind!r}")

@@ -92,6 +92,8 @@ class Server:
         aggregate = _spread(self.defense(clean, view), finite)
         reason = _reason_to_stay(aggregate)
         params, optimizer = (state.params, state.optimizer) if reason else self._moved(state, aggregate.update)
+        if not torch.isfinite(params).all():
+            params, optimizer, reason = state.params, state.optimizer, "the model would have overflowed"
         following = ServerState(params, state.round + 1, aggregate.state, optimizer)
         return following, Decision(aggregate, ~finite, not reason, reason)
 
@@ -106,7 +108,9 @@ class Server:
         weight = torch.nn.Parameter(state.params[:n].clone())
         optimizer = self.optimizer([weight], lr=self.learning_rate, **self.optimizer_options)  # type: ignore[call-arg]
         if state.optimizer:
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: dict(state.optimizer)}})
+            optimizer.load_state_dict(
+                {**optimizer.state_dict(), "state": {0: {k: t.clone() for k, t in state.optimizer.items()}}}
+            )
         weight.grad = -update[:n]
         optimizer.step()
         params[:n] = weight.detach()
@@ -134,6 +138,8 @@ def _reason_to_stay(aggregate: Aggregate) -> str:
         return "the aggregate overflowed"
     if aggregate.accepted is not None and not aggregate.accepted.any():
         return "nobody was accepted"
+    if not torch.isfinite(aggregate.weights).all():
+        return "the defense's weights were not finite"
     if not aggregate.weights.any():
         return "nobody had any weight"
     return ""

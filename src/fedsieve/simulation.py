@@ -140,7 +140,7 @@ class Simulation:
             malicious=tuple(malicious),
             rejected=None if rejected is None else tuple(rejected),
             screened=tuple(i for i, out in zip(cohort, decision.screened.tolist(), strict=True) if out),
-            weights=tuple(result.weights.tolist()),
+            weights=tuple(_finite(w) for w in result.weights.tolist()),
             suspicion=None if result.suspicion is None else tuple(_finite(s) for s in result.suspicion.tolist()),
             update_norm=_finite(float(result.update.double().norm())),
             applied=decision.applied,

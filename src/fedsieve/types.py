@@ -305,7 +305,7 @@ class RoundRecord:
         malicious: Who of them was malicious: the ground truth.
         rejected: Whom the defense rejected; None if it takes no such decision.
         screened: Whose update was not finite, so that the server dropped it before the defense.
-        weights: The part of the aggregate due to each client.
+        weights: The part of the aggregate due to each client; None where the defense's answer is not finite.
         suspicion: The defense's score of each client, None where it has none.
         update_norm: Euclidean norm of the aggregate; None if it is not finite.
         applied: False where the global model was left as it was, and ``note`` says why.
@@ -323,7 +323,7 @@ class RoundRecord:
     malicious: tuple[int, ...]
     rejected: tuple[int, ...] | None
     screened: tuple[int, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | None, ...]
     suspicion: tuple[float | None, ...] | None
     update_norm: float | None
     applied: bool

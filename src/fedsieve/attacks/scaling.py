@@ -44,7 +44,7 @@ class Scaling:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:  # also refuses NaN
+        if not 0 < self.share <= 1:
             raise ParameterError(f"scaling: share must be in (0, 1], got {self.share}")
         if self.factor is not None and not self.factor > 0:
             raise ParameterError(f"scaling: factor must be positive, got {self.factor}")

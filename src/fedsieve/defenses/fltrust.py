@@ -30,7 +30,8 @@ def trust_scores(x: Float[Tensor, "n d"], root: Float[Tensor, " d"]) -> Float[Te
 
 def row_norms(x: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
     """Euclidean norms in float64."""
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    return norms
 
 
 @dataclass(frozen=True)
