@@ -94,8 +94,8 @@ class TestDefaults:
     def test_assumed_malicious(self, settings: dict[str, Any], assumed: int) -> None:
         assert Experiment.of(settings).assumed_malicious == assumed
 
-    @pytest.mark.parametrize(("rounds", "every"), [(1, 1), (50, 1), (51, 2), (100, 2), (2500, 50)])
-    def test_about_fifty_evaluations(self, rounds: int, every: int) -> None:
+    @pytest.mark.parametrize(("rounds", "every"), [(1, 1), (100, 1), (101, 2), (200, 2), (2500, 25)])
+    def test_about_a_hundred_evaluations(self, rounds: int, every: int) -> None:
         assert Experiment.of({"rounds": rounds}).evaluate_every == every
 
     def test_no_attack_no_malicious_clients(self) -> None:

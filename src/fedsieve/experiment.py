@@ -129,7 +129,7 @@ class Experiment(_Frozen):
         server: The server's step.
         root: The server's clean data.
         evaluate_every: Rounds between evaluations on the test data (the last round is always evaluated); by
-            default such that there are about 50.
+            default such that there are at most about 100.
     """
 
     dataset: Named
@@ -168,7 +168,7 @@ class Experiment(_Frozen):
             if m is not None and k is not None:
                 settings.setdefault("assumed_malicious", round(m * k / max(n, 1)))
         if rounds is not None:
-            settings.setdefault("evaluate_every", max(1, -(-rounds // 50)))
+            settings.setdefault("evaluate_every", max(1, -(-rounds // 100)))
         for key in ("dataset", "model", "partition", "attack", "defense"):
             component = _named(key, settings[key], _DEFAULTS[key])
             name = component.pop("name")

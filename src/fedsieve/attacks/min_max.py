@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve.ops import pairwise_sq_distances
+from fedsieve.ops import column_blocks, pairwise_sq_distances
 from fedsieve.types import AttackView, Traits
 
 Deviation = Literal["unit-vector", "sign", "std"]
@@ -45,13 +45,17 @@ def largest_step(
 
     With a_i = mean - x_i: gamma^2 |p|^2 - 2 gamma <a_i, p> + |a_i|^2 - R^2 <= 0.
     """
-    offsets = (x.mean(dim=0) - x).double()
-    p = direction.double()
-    square = float(p @ p)
+    square = float(direction.double().square().sum())
     if square == 0:
         return 0.0
-    half = offsets @ p
-    room = half**2 - square * (offsets.square().sum(dim=1) - sq_radius)
+    half = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    sq_norms = torch.zeros_like(half)
+    for block in column_blocks(x):
+        columns = x[:, block].double()
+        offsets = columns.mean(dim=0) - columns
+        half += offsets @ direction[block].double()
+        sq_norms += offsets.square().sum(dim=1)
+    room = half**2 - square * (sq_norms - sq_radius)
     if (room < 0).any():  # even the closest point of the line is too far from some row
         return 0.0
     return max(0.0, float(((half + room.sqrt()) / square).min()))

@@ -103,7 +103,7 @@ def train_masks(
             x, m = candidates[:, block], masks[:, block]
             gates = m.sigmoid()
             gradient = (x - mean[block]).mul_(outer[block] / total[block])
-            gradient.mul_(gates).mul_(1 - gates).clamp_(-clip, clip)
+            gradient = torch.ops.aten.sigmoid_backward(gradient, gates).clamp_(-clip, clip)
             new_gates = m.sub_(gradient, alpha=learning_rate).sigmoid()
             moved = torch.maximum(moved, gates.sub_(new_gates).abs_().max())
             total[block] = new_gates.sum(dim=0)
@@ -120,12 +120,11 @@ def bearable(x: Float[Tensor, "n d"], global_params: Float[Tensor, " d"], root: 
     learns anything; unless it goes, it would hide everyone.
     """
     rows = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    kept = x
-    for row in lengths.argsort(descending=True).tolist():
-        if torch.isfinite(root.gradient(global_params + kept.mean(dim=0))[1]).all():
-            break
-        rows[row] = False
+    lengths, kept = None, x
+    while len(kept) and not torch.isfinite(root.gradient(global_params + kept.mean(dim=0))[1]).all():
+        if lengths is None:
+            lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        rows[torch.where(rows, lengths, -1).argmax()] = False
         kept = x[rows]
     return rows
 
@@ -295,7 +294,7 @@ def _cluster(
     """Labels of the rows of ``x`` that the model can bear, then of ``extra``; and which rows these are."""
     assert view.root is not None
     rows = bearable(x, view.global_params, view.root)
-    candidates = torch.cat([x[rows], extra])
+    candidates = torch.cat([x if rows.all() else x[rows], extra])
     if not len(candidates):
         return None, rows
     masks, _ = train_masks(
