@@ -10,7 +10,7 @@ show who disagrees with the root model: the clients outside its cluster are reje
 
 Variant: candidates are the clients' models and, in ``skymask``, the root model, which takes no part in the
 aggregate; ``skymask-nr`` has no root model and keeps the larger cluster. Clustering fits one and two components and
-keeps one unless two explain the masks better by ``evidence`` nats of BIC per candidate.
+keeps one unless the BIC of two is lower by more than ``evidence`` per candidate (docs/design.md has the measurements).
 Departs: (1) The mask gradient is clipped, as in the published code: with the paper's mask learning rate and no clip,
 one large coordinate saturates its masks in the first step. (2) The paper says that without an attack the masks form
 one cluster, but a mixture of two always finds two; ``evidence`` is the test it leaves out, and 0 turns it into plain
