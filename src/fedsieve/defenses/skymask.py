@@ -26,6 +26,7 @@ equal size, mean that nobody is accepted.
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -34,6 +35,7 @@ from jaxtyping import Bool, Float, Float64
 from numpy import ndarray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from fedsieve.ops import column_blocks
@@ -307,7 +309,14 @@ def _cluster(
         tolerance=rule.mask_tolerance,
     )
     binary = masks > float(np.log(rule.tau / (1 - rule.tau)))  # sigmoid(m) > tau
-    return two_clusters(principal_components(binary, rule.n_components), rule.evidence), rows
+    with _thread_pools().limit(limits=1, user_api="blas"):
+        return two_clusters(principal_components(binary, rule.n_components), rule.evidence), rows
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Handle on numpy's BLAS: on a few hundred points its threads help nothing, and their spinning starves torch's."""
+    return ThreadpoolController()
 
 
 def _verdict(updates: Updates, rows: Bool[Tensor, " n"], benign: ndarray | None) -> Verdict:
