@@ -50,21 +50,6 @@ class TestSortedColumns:
         assert torch.equal(ops.sorted_columns(x[:, 2:5]), x[:, 2:5].sort(dim=0).values)
 
 
-class TestMeanOfRows:
-    def test_by_hand(self) -> None:
-        x = torch.tensor([[1.0, 2], [3, 4], [8, 9]])
-        assert ops.mean_of_rows(x, torch.tensor([True, True, False])).tolist() == [2, 3]
-
-    def test_what_is_left_out_does_not_matter(self) -> None:
-        x = torch.tensor([[1.0, 2], [torch.inf, torch.nan]])
-        assert ops.mean_of_rows(x, torch.tensor([True, False])).tolist() == [1, 2]
-
-    def test_nobody(self) -> None:
-        found = ops.mean_of_rows(torch.full((2, 3), torch.nan, dtype=torch.float64), torch.tensor([False, False]))
-        assert found.tolist() == [0, 0, 0]
-        assert found.dtype == torch.float64
-
-
 class TestUniformWeights:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_share(self, dtype: torch.dtype) -> None:

@@ -156,11 +156,10 @@ class Experiment(_Frozen):
         if not isinstance(given, Mapping):
             raise ValueError(f"an experiment is a mapping of settings, got {type(given).__name__}")
         _refuse_unknown(given, cls.model_fields, "")
-        dataset = _named("dataset", given.get("dataset", {}), "digits")
+        dataset = _named("dataset", given.get("dataset", {}), _DEFAULTS["dataset"])
         defaults = dict(getattr(registry.load("datasets", dataset["name"]), "defaults", {}))
         usual = {kind: defaults.pop(f"{kind}_parameters", {}) for kind in ("attack", "defense")}
         settings = _merged({**_DEFAULTS, **defaults}, given)
-        settings["dataset"] = dataset
         n, rounds = _whole(settings["clients"]), _whole(settings["rounds"])
         if n is not None:
             m = _whole(settings.setdefault("malicious", n // 5))

@@ -29,11 +29,6 @@ def sorted_columns(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return x.sort(dim=0).values
 
 
-def mean_of_rows(x: Float[Tensor, "n d"], rows: Bool[Tensor, " n"]) -> Float[Tensor, " d"]:
-    """Mean of the chosen rows; zero if none is. Selects, since 0 x inf would be NaN."""
-    return x[rows].mean(dim=0) if bool(rows.any()) else torch.zeros_like(x[0])
-
-
 def uniform_weights(rows: Bool[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
     """Equal weights over the chosen rows that sum to 1; all 0 if none is."""
     return rows.to(dtype) / max(1, int(rows.sum()))

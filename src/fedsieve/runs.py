@@ -183,9 +183,8 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON, its tensors moved to ``tensors``; ``name`` says in an error where it stands."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
-        tensors[key] = (
-            value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        )  # a copy, since the file format refuses shared memory
+        # a contiguous copy, since the file format refuses shared memory and strides
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": key}
     if isinstance(value, Mapping):  # as pairs, since JSON would turn client ids into text
         pairs = value.items()
