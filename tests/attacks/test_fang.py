@@ -183,7 +183,10 @@ class TestKrum:
         if any(math.isnan(v) for v in steps):
             return
         own = torch.tensor(rows, dtype=torch.float64)
-        expected = torch.tensor([[-step * c for c in s]] * len(rows), dtype=torch.float64) if step else own
+        # where there is none: the mean, a threshold off
+        start, step = ([0.0] * len(s), step) if step else (own.mean(dim=0).tolist(), 1e-5)
+        row = [v - step * c for v, c in zip(start, s, strict=True)]
+        expected = torch.tensor([row] * len(rows), dtype=torch.float64)
         torch.testing.assert_close(FangKrum().craft(make_view(own, n_clients=20)), expected)
 
     # Benign 1, 2, 3, 4 and two crafted: the nearest two of 2 are 1 + 1 away, over n - 2f - 1 = 1, and the farthest
@@ -209,10 +212,11 @@ class TestKrum:
         assert sent[0] @ others.mean(dim=0) < 0
         assert all(torch.equal(a, b) for a, b in pairwise(sent))
 
-    def test_nothing_found_is_sent_honestly(self, make_view: Callable[..., AttackView]) -> None:
+    def test_where_nothing_is_found_the_mean_is_sent(self, make_view: Callable[..., AttackView]) -> None:
         # equal benign updates have score 0, which one crafted update can't undercut
-        others, own = torch.ones(6, 3), torch.full((1, 3), 2.0)
-        assert torch.equal(FangKrum().craft(make_view(own, others)), own)
+        others, own = torch.ones(6, 3), torch.full((1, 3), 8.0)
+        expected = torch.full((1, 3), 2 - 0.5)
+        torch.testing.assert_close(FangKrum(threshold=0.5).craft(make_view(own, others)), expected)
 
     def test_radius(self, make_view: Callable[..., AttackView]) -> None:
         known = 0.3 + 0.5 * normal(20, 50)

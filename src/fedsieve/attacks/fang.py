@@ -8,7 +8,8 @@ Trim, full knowledge: just beyond the honest updates' extreme on the far side of
 away; partial: mu - s sigma U[3, 4] over the malicious clients' own honest updates (sigma with ddof 0).
 Krum: -lambda s from every malicious client, with lambda halved from theorem 1's bound until Krum, f being the number of
 crafted updates, picks one of them; partial: the malicious clients' own honest updates stand for the benign ones, and
-crafted updates join one by one, up to m, where fewer find no lambda. Where none is found all send what they learned.
+crafted updates join one by one, up to m, where fewer find no lambda. Where none is found above ``threshold``, all send
+the known updates' mean less ``threshold`` s, as in SkyMask's published code.
 Departs: s is the sign of the honest updates' sum, as in that code, not of what the rule would make of them. With few
 clients theorem 1's n - 2f - 1 is held at 1 at least. A tie between a crafted and a benign update counts as picked.
 Needs: the benign updates; with partial knowledge, the malicious clients' own honest ones.
@@ -155,8 +156,7 @@ class FangKrum:
         else:
             tries = (largest_chosen_step(view.own, direction, copies, self.threshold) for copies in range(1, m + 1))
             step = next((found for found in tries if found > 0), 0.0)
-        if step == 0:
-            return view.own
+        first = -step * direction if step else view.known.mean(dim=0) - self.threshold * direction
         noise = (2 * torch.rand(m, d, generator=view.generator) - 1).to(view.own) * (self.radius / math.sqrt(d))
         noise[0] = 0
-        return noise - step * direction
+        return first + noise
