@@ -155,7 +155,8 @@ def cosine_distances(x: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None
         columns = columns - columns.mean(dim=0)
         gram += columns @ columns.T
     squares = gram.diagonal()
-    distances = (squares[:, None] + squares[None, :]) / 2 - gram
+    # not every BLAS computes both halves alike
+    distances = (squares[:, None] + squares[None, :]) / 2 - (gram + gram.T) / 2
     distances = torch.where(distances > max(1e-13 * float(distances.max()), 1e-26), distances, 0)
     return torch.where(zero[:, None] != zero[None, :], 1, distances).fill_diagonal_(0)
 
