@@ -14,7 +14,7 @@ from rich.table import Table
 from fedsieve.clients import ClientData, LocalTraining, RootClient, Trainer
 from fedsieve.defenses.geometric_median import GeometricMedian
 from fedsieve.defenses.median import median as median_of_columns
-from fedsieve.defenses.skymask import masked_mean, train_masks
+from fedsieve.defenses.skymask.joint import masked_mean, train_masks
 from fedsieve.defenses.trimmed_mean import trimmed_mean
 from fedsieve.models.cnn import CNN
 from fedsieve.models.flat import FlatModel, build_module

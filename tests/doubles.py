@@ -14,12 +14,14 @@ from fedsieve.types import (
     Attack,
     AttackView,
     Layout,
+    Objective,
     PoisonView,
     ServerView,
     Traits,
     Transformed,
     Updates,
     Verdict,
+    Witnesses,
 )
 
 seen: list[Any] = []  # what the watchers below have seen; the fixture empties it
@@ -91,11 +93,14 @@ class Nothing:
     def loss(self, flat: Tensor, /) -> Tensor:
         return flat.sum()
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return flat.sum(), torch.ones_like(flat)
 
     def update(self) -> Tensor:
         return torch.zeros(1)
+
+    def witnesses(self) -> Witnesses:
+        raise NotImplementedError
 
 
 def attack_view(own: Tensor, others: Tensor | None) -> AttackView:

@@ -347,7 +347,7 @@ class TestList:
                 assert entry["summary"]
         by_name = {entry["name"]: entry for entry in found["defenses"]}
         assert by_name["trimmed-mean"]["bound"] == "n > 2f"
-        assert by_name["skymask"]["needs"] == ["root data"]
+        assert by_name["skymask"]["needs"] == ["root data", "state"]
         assert [by_name[name]["stage"] for name in ("skymask", "momentum", "krum")] == ["filter", "transform", "rule"]
         assert by_name["skymask"]["parameters"]["mask_steps"] == 20
         assert found["models"][registry.names("models").index("mlp")]["parameters"] == {"hidden": [64]}

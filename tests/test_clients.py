@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsieve import clients as clients_module
 from fedsieve.clients import ClientData, LocalTraining, RootClient, Trainer
+from fedsieve.losses import LOSSES
 from fedsieve.models.cnn import CNN
 from fedsieve.models.flat import FlatModel
 from fedsieve.models.logistic_regression import LogisticRegression
@@ -370,7 +372,7 @@ class TestRootClient:
         module, shape = made(name)
         model, params = FlatModel.of(module)
         data = federation(shape, {-1: 8})[-1]
-        root = RootClient(Trainer(model, PLAIN, SEED), data, params, ROUND)
+        root = RootClient(Trainer(model, PLAIN, SEED), data, 3, params, ROUND)
         assert isinstance(root, Root)
         at = params + 0.01 * torch.randn(len(params), generator=stream(0, "x"), dtype=params.dtype)
         twin = copy.deepcopy(module).train()
@@ -388,10 +390,88 @@ class TestRootClient:
             target = wanted.get(key)
             torch.testing.assert_close(tensor, torch.zeros_like(tensor) if target is None else target)
         assert gradient.norm() > 1e-3
+        for objective, loss_of in LOSSES.items():
+            twin.zero_grad()
+            loss_of(twin(data.x), data.y).backward()
+            flat = torch.cat([p.grad.reshape(-1) for p in twin.parameters() if p.grad is not None])
+            torch.testing.assert_close(root.gradient(at, objective)[1][: len(flat)], flat)
 
     def test_update_is_that_of_client_minus_one(self) -> None:
         module, shape = made("batchnorm")
         model, params = FlatModel.of(module)
         data = federation(shape, {-1: 8})[-1]
-        root = RootClient(Trainer(model, PLAIN, SEED), data, params, ROUND)
+        root = RootClient(Trainer(model, PLAIN, SEED), data, 3, params, ROUND)
         assert_by_hand(root.update()[None], model, module, {-1: data}, PLAIN)
+
+
+class TestWitnesses:
+    def root(self, name: str, y: list[int], n_classes: int = 3, settings: LocalTraining = PLAIN) -> RootClient:
+        module, shape = made(name)
+        model, params = FlatModel.of(module)
+        data = federation(shape, {-1: len(y)})[-1]
+        data = ClientData(data.x, torch.tensor(y))
+        return RootClient(Trainer(model, settings, SEED), data, n_classes, params, ROUND)
+
+    def test_each_is_trained_on_what_it_says(self) -> None:
+        y = [0, 1, 2, 2, 0, 1, 2, 2, 0, 2]
+        root = self.root("logistic-regression", y)
+        found, trained = root.witnesses(), []
+
+        def training(params: Tensor, cohort: dict[int, ClientData], round: int) -> Tensor:
+            trained.append(cohort)
+            return Trainer.updates(root.trainer, params, cohort, round)
+
+        watched = copy.copy(root.trainer)
+        watched.updates = training  # type: ignore[method-assign, assignment]
+        again = replace(root, trainer=watched).witnesses()
+        (cohort,) = trained
+        for name in ("model", "parts", "held_out", "lying"):
+            assert torch.equal(getattr(again, name), getattr(found, name))
+        assert torch.equal(found.model, root.update())
+        samples = [cohort[-2 - k] for k in range(10)]  # one a part
+        assert [len(part.y) for part in samples] == [1] * 10
+        assert [int(part.y) for part in samples] == found.classes.tolist() == sorted(y)
+        held_out = [cohort[-12 - k] for k in range(5)]
+        for fold, data in enumerate(held_out):
+            rows = torch.cat([part.x for part, f in zip(samples, found.folds, strict=True) if f == fold])
+            assert {tuple(row.tolist()) for row in data.x} == {tuple(row.tolist()) for row in rows}
+            counts = torch.bincount(data.y)
+            assert set(counts[counts > 0].tolist()) == {int(counts.max())}  # all classes in equal shares
+        lies = [cohort[-17 - k] for k in range(2)]
+        assert len(cohort) == 18
+        truth = {tuple(x.tolist()): int(label) for x, label in zip(root.data.x, root.data.y, strict=True)}
+        moved = []
+        for data in lies:
+            told = [(label - truth[tuple(x.tolist())]) % 3 for x, label in zip(data.x, data.y.tolist(), strict=True)]
+            assert len(set(told)) == 1
+            moved.append(told[0])
+            assert torch.bincount(data.y).tolist() == [5, 5, 5]
+        assert sorted(moved) == [1, 2]
+
+    @pytest.mark.parametrize(("size", "parts"), [(1, 1), (7, 7), (100, 100), (250, 83)])
+    def test_no_more_than_a_hundred_parts(self, size: int, parts: int) -> None:
+        found = self.root("logistic-regression", [0] * size).witnesses()
+        assert len(found.parts) == len(found.classes) == len(found.folds) == parts
+        assert len(found.held_out) == min(5, parts)
+        assert found.folds.unique().tolist() == list(range(min(5, parts)))
+
+    def test_parts_that_are_normalised_have_four_samples(self) -> None:
+        found = self.root("batchnorm", [0] * 9 + [1] * 3 + [2] * 4).witnesses()
+        assert found.classes.tolist() == [0, 0, 1, 2]
+        assert found.parts.isfinite().all()
+
+    def test_complete(self) -> None:
+        assert self.root("logistic-regression", [0, 1, 2, 0]).witnesses().complete
+        assert not self.root("logistic-regression", [0, 2, 2, 0]).witnesses().complete
+
+    def test_honest_is_the_mean_of_each_class(self) -> None:
+        found = self.root("logistic-regression", [2, 0, 2, 0]).witnesses()
+        expected = torch.stack([found.parts[:2].mean(dim=0), found.parts[2:].mean(dim=0)])
+        torch.testing.assert_close(found.honest, expected)
+
+    @pytest.mark.parametrize("epochs", [1, 3])
+    def test_as_many_steps_as_the_median_client(self, epochs: int) -> None:
+        settings = LocalTraining(learning_rate=0.1, batch_size=10, epochs=epochs)
+        assert settings.as_many_steps([5, 31, 40, 900, 11]).steps == 4 * epochs
+        fixed = LocalTraining(steps=7)
+        assert fixed.as_many_steps([5, 31]) is fixed

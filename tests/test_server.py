@@ -13,7 +13,7 @@ from fedsieve.defenses.mean import Mean
 from fedsieve.defenses.trimmed_mean import TrimmedMean
 from fedsieve.seeding import stream
 from fedsieve.server import Decision, Server, ServerState
-from fedsieve.types import Aggregate, Layout, Root, ServerView, Updates
+from fedsieve.types import Aggregate, Layout, Objective, Root, ServerView, Updates, Witnesses
 
 # Three parameters, then two running statistics.
 LAYOUT = Layout.of({"w": torch.zeros(3)}, {"mean": torch.zeros(2)})
@@ -56,11 +56,14 @@ class FixedRoot:
     def loss(self, flat: Tensor, /) -> Tensor:
         return (flat - self.centre).square().sum()
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.loss(flat), 2 * (flat - self.centre)
 
     def update(self) -> Tensor:
         return torch.ones_like(self.centre)
+
+    def witnesses(self) -> Witnesses:
+        raise NotImplementedError
 
 
 def same(a: Tensor, b: Tensor | list[float] | list[bool]) -> None:

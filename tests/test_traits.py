@@ -20,9 +20,11 @@ from fedsieve.types import (
     Filter,
     Layout,
     MissingDataError,
+    Objective,
     ServerView,
     Traits,
     Updates,
+    Witnesses,
 )
 
 DEFENSES = tuple(name for name in registry.names("defenses") if name != "fedavg")
@@ -82,12 +84,18 @@ class Counting:
         self.asked += 1
         return flat.square().sum()
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.loss(flat), 2 * flat
 
     def update(self) -> Tensor:
         self.asked += 1
         return torch.ones(8)
+
+    def witnesses(self) -> Witnesses:
+        self.asked += 1
+        drawn = torch.randn(30, 8, generator=torch.Generator().manual_seed(1)).split([1, 20, 5, 4])
+        classes, folds = torch.arange(20) % 2, torch.arange(20) % 5
+        return Witnesses(drawn[0][0], drawn[1], classes, folds, drawn[2], drawn[3], complete=True)
 
     def logits(self, flat: Tensor, x: Tensor, /) -> Tensor:
         self.asked += 1

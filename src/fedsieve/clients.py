@@ -8,15 +8,20 @@ and how many clients share a chunk, follows from model and device and does not c
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
+from statistics import median
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
 
+from fedsieve.losses import LOSSES
 from fedsieve.models.flat import FlatModel
 from fedsieve.seeding import stream
+from fedsieve.types import Objective, Witnesses
 
 # On a CPU, the weights of one chunk stay in its cache; on a GPU a chunk takes what memory there is.
 _CPU_CHUNK_FLOATS = 1 << 21
@@ -64,6 +69,12 @@ class LocalTraining:
             for _ in range(self.epochs)
             for batch in torch.split(torch.randperm(n_samples, generator=generator), self.batch_size)
         ]
+
+    def as_many_steps(self, sizes: Sequence[int]) -> "LocalTraining":
+        """The same with a fixed number of steps: as many as the median client, of these many samples, takes."""
+        if self.epochs is None:
+            return self
+        return replace(self, epochs=None, steps=self.epochs * ceil(median(sizes) / self.batch_size))
 
 
 @dataclass
@@ -198,6 +209,13 @@ def _flat(tensors: Mapping[str, Tensor], n: int, like: Tensor) -> Float[Tensor, 
     return torch.cat([t.reshape(n, -1) for t in tensors.values()], dim=1) if tensors else like.new_empty(n, 0)
 
 
+# The server's own trainings in a round: parts of the root data, folds of these, and lies.
+_MOST_PARTS = 100
+_LEAST_NORMED = 4  # samples that BatchNorm needs for statistics worth the name
+_FOLDS = 5
+_LIES = 3
+
+
 @dataclass(frozen=True)
 class RootClient:
     """The server's own client: the root dataset, seen through the global model of one round.
@@ -207,12 +225,14 @@ class RootClient:
     Attributes:
         trainer: Trains it like any client.
         data: The root dataset.
+        n_classes: Classes of the task, whether the root dataset has them or not.
         params: The round's global model.
         round: Counts from 0.
     """
 
     trainer: Trainer
     data: ClientData
+    n_classes: int
     params: Float[Tensor, " d"]
     round: int
 
@@ -220,13 +240,61 @@ class RootClient:
         """Mean cross-entropy, normalised with the root batch's own statistics."""
         return self.trainer.model.loss(flat, self.data.x, self.data.y)
 
-    def gradient(self, flat: Float[Tensor, " d"], /) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
-        """That loss and its gradient."""
-        return self.trainer.model.gradient(flat, self.data.x, self.data.y)
+    def gradient(
+        self, flat: Float[Tensor, " d"], objective: Objective = "cross-entropy", /
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """A loss, normalised likewise, and its gradient."""
+        return self.trainer.model.gradient(flat, self.data.x, self.data.y, LOSSES[objective])
 
     def update(self) -> Float[Tensor, " d"]:
         """Local training from the global model; its random numbers are those of client -1."""
         return self.trainer.updates(self.params, {-1: self.data}, self.round)[0]
+
+    def witnesses(self) -> Witnesses:
+        """See :class:`fedsieve.types.Witnesses`; random numbers are those of further clients below -1."""
+        return self._witnesses
+
+    @cached_property
+    def _witnesses(self) -> Witnesses:  # the same however often a rehearsing attacker asks
+        x, y = self.data.x, self.data.y
+        present, sizes = torch.unique(y, return_counts=True)
+        least = _LEAST_NORMED if len(self.trainer.model.normalisation) else 1
+        size = max(least, ceil(len(y) / _MOST_PARTS))
+        generator = stream(self.trainer.seed, "witnesses", self.round)
+        parts: list[Tensor] = []
+        folds: list[int] = []
+        for c, count in zip(present.tolist(), sizes.tolist(), strict=True):
+            rows = (y == c).nonzero().squeeze(1)
+            cut = torch.tensor_split(rows, max(1, count // size))
+            # dealt to the folds in random order, and on from where the last class stopped
+            folds += (torch.randperm(len(cut), generator=generator) + len(folds)).remainder(_FOLDS).tolist()
+            parts += cut
+        folds_of = torch.tensor(folds)
+        dealt = [[p for p, f in zip(parts, folds, strict=True) if f == fold] for fold in sorted(set(folds))]
+        held_out = [torch.cat(fold) for fold in dealt]
+        moves = torch.randperm(self.n_classes - 1, generator=generator)[:_LIES] + 1
+        balanced = _balanced(y, torch.arange(len(y), device=y.device))
+        cohort = [self.data, *(ClientData(x[rows], y[rows]) for rows in parts)]
+        cohort += [ClientData(x[rows], y[rows]) for rows in (_balanced(y, fold) for fold in held_out)]
+        cohort += [ClientData(x[balanced], (y[balanced] + move) % self.n_classes) for move in moves.tolist()]
+        updates = self.trainer.updates(self.params, {-1 - k: data for k, data in enumerate(cohort)}, self.round)
+        model, of_parts, of_folds, lying = torch.split(updates, [1, len(parts), len(held_out), len(moves)])
+        return Witnesses(
+            model=model[0],
+            parts=of_parts,
+            classes=torch.stack([y[rows[0]] for rows in parts]),
+            folds=folds_of.to(y.device),
+            held_out=of_folds,
+            lying=lying,
+            complete=len(present) == self.n_classes,
+        )
+
+
+def _balanced(y: Int[Tensor, " k"], rows: Int[Tensor, " r"]) -> Int[Tensor, " s"]:
+    """The rows, those of rarer classes repeated, so that every class among them has as many as the largest."""
+    groups = [rows[y[rows] == c] for c in torch.unique(y[rows])]
+    most = max(len(group) for group in groups)
+    return torch.cat([group.repeat(ceil(most / len(group)))[:most] for group in groups])
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Experiment(_Frozen):
         knowledge: The threat model: ``full`` lets the attack see the benign updates, ``partial`` only what the
             malicious clients would have sent themselves.
         knows_defense: Whether the attack may rehearse the server's defense, with its own clients' clean data as
-            root data.
+            root data, round after round.
         rounds: Rounds.
         seed: Decides every random number.
         local: Training at the clients.

@@ -68,7 +68,7 @@ class RunDirectory:
         tensors: dict[str, Tensor] = {}
         tree = _pack(
             {"params": state.params, "round": state.round, "defense": state.defense,
-             "optimizer": dict(state.optimizer), "personal": state.personal},
+             "optimizer": dict(state.optimizer), "personal": state.personal, "attacker": state.attacker},
             "state", tensors,
         )  # fmt: skip
         new = self.path / "checkpoint.safetensors.new"

@@ -26,6 +26,7 @@ class ServerState:
         defense: The defense's own state.
         optimizer: The optimizer's tensors, by name.
         personal: What simulated clients keep to themselves between rounds; the server hands it on unread.
+        attacker: What a simulated attacker remembers of its rehearsals; the server hands it on unread.
     """
 
     params: Float[Tensor, " d"]
@@ -33,6 +34,7 @@ class ServerState:
     defense: Any = None
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     personal: Tensor | None = None
+    attacker: Any = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def _spread(aggregate: Aggregate, finite: Bool[Tensor, " n"]) -> Aggregate:
     suspicion = aggregate.suspicion
     if suspicion is not None:
         suspicion = suspicion.new_full((len(finite),), torch.nan).masked_scatter(finite, suspicion)
-    return Aggregate(aggregate.update, weights, accepted, suspicion, aggregate.state)
+    diagnosis = aggregate.diagnosis.spread(finite) if aggregate.diagnosis is not None else None
+    return Aggregate(aggregate.update, weights, accepted, suspicion, aggregate.state, diagnosis)
 
 
 def _reason_to_stay(aggregate: Aggregate) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from fedsieve.types import (
     AttackView,
     Backdoor,
     Defense,
+    Diagnosis,
+    DiagnosisRecord,
     FedSieveError,
     Layout,
     ParameterError,
@@ -44,6 +47,8 @@ class Simulation:
         experiment: What was asked for.
         server: The server's half of a round.
         trainer: The clients' half.
+        root_trainer: The same for root models: where clients run epochs, as many steps as the median client takes.
+        n_classes: Of the task.
         clients: Training data by client id; malicious clients' already poisoned.
         malicious: The ground truth: their ids, in the attacker's own order.
         clean: Malicious clients' data as it was before they poisoned it.
@@ -57,6 +62,8 @@ class Simulation:
     experiment: Experiment
     server: Server
     trainer: Trainer
+    root_trainer: Trainer
+    n_classes: int
     clients: dict[int, ClientData]
     malicious: tuple[int, ...]
     clean: dict[int, ClientData]
@@ -109,6 +116,8 @@ class Simulation:
         _check_fit(model, params, data, e.model.name)
         settings = LocalTraining(**e.local.model_dump(exclude={"batch_norm"}))
         trainer = Trainer(model, settings, e.seed)
+        # the root model takes as many steps as a client does, however few samples it has for them
+        root_trainer = Trainer(model, settings.as_many_steps([len(c.y) for c in clients.values()]), e.seed)
         root_data = ClientData(data.x_train[root].to(device), data.y_train[root].to(device))
         optimizer = e.server.optimizer
         server = Server(
@@ -119,7 +128,7 @@ class Simulation:
             learning_rate=e.server.learning_rate,
             optimizer=optimizers()[optimizer.name] if optimizer else None,
             optimizer_options=optimizer.parameters if optimizer else {},
-            root=partial(RootClient, trainer, root_data),
+            root=partial(RootClient, root_trainer, root_data, data.n_classes),
             network=RunnableModel(model, data.input_shape),
         )
         triggered = attack.triggered(data.x_test, data.y_test, task) if isinstance(attack, Backdoor) else None
@@ -136,6 +145,8 @@ class Simulation:
             experiment=e,
             server=server,
             trainer=trainer,
+            root_trainer=root_trainer,
+            n_classes=data.n_classes,
             clients=clients,
             malicious=malicious,
             clean=clean,
@@ -160,12 +171,12 @@ class Simulation:
         honest, personal = self._trained(cohort, state)
         clock.lap("train")
         bad = torch.tensor([i in self.malicious for i in cohort], device=honest.device)
-        matrix = self._attacked(honest, cohort, bad, state) if bad.any() else honest
+        matrix, attacker = self._attacked(honest, cohort, bad, state) if bad.any() else (honest, state.attacker)
         clock.lap("attack")
         if personal is not None:  # no update of these is sent, not even by an attack
             matrix[:, self.trainer.model.normalisation] = 0
         updates = Updates(matrix, torch.tensor(cohort, device=matrix.device), self.trainer.model.layout)
-        following, decision = self.server.step(replace(state, personal=personal), updates)
+        following, decision = self.server.step(replace(state, personal=personal, attacker=attacker), updates)
         clock.lap("defend")
         accuracy, loss, success, success_all = self._evaluated(following)
         clock.lap("evaluate")
@@ -191,6 +202,7 @@ class Simulation:
             attack_success_rate_all=success_all,
             false_positive_rate=metrics.false_positive_rate(cohort, malicious, rejected),
             false_negative_rate=metrics.false_negative_rate(cohort, malicious, rejected),
+            diagnosis=None if result.diagnosis is None else _recorded(result.diagnosis),
             seconds=clock.laps,
         )
 
@@ -213,18 +225,20 @@ class Simulation:
         personal[cohort] = state.params[coordinates] + honest[:, coordinates]
         return honest, personal
 
-    def _attacked(self, honest: Tensor, cohort: list[int], bad: Tensor, state: ServerState) -> Tensor:
-        """The updates as sent, with the attack's rows in the malicious clients' places."""
+    def _attacked(self, honest: Tensor, cohort: list[int], bad: Tensor, state: ServerState) -> tuple[Tensor, Any]:
+        """The updates as sent, with the attack's rows in the malicious clients' places; and what the attacker keeps."""
         e = self.experiment
         # copies: what an attack writes to must be nobody else's
         params = state.params.clone()
-        root = RootClient(self.trainer, self.attacker_root, params, state.round)
+        root = RootClient(self.root_trainer, self.attacker_root, self.n_classes, params, state.round)
         here = [i for i in cohort if i in self.malicious]
         poisoned, clean = ({i: data[i] for i in here} for data in (self.clients, self.clean))
         rehearsal = _Rehearsal(
             self.server.defense,
             self.trainer.model.layout,
+            torch.tensor(here + [i for i in cohort if i not in self.malicious], device=honest.device),
             ServerView(
+                state=state.attacker,
                 round=state.round,
                 n_malicious=e.assumed_malicious,
                 generator=stream(e.seed, "rehearsal", state.round),
@@ -254,7 +268,9 @@ class Simulation:
             )
         sent = honest.clone()
         sent[bad] = crafted.to(honest)
-        return sent
+        if not rehearsal.asked or view.others is None:
+            return sent, state.attacker
+        return sent, rehearsal(torch.cat([sent[bad], view.others])).state
 
     def _evaluated(self, state: ServerState) -> tuple[float | None, float | None, float | None, float | None]:
         """Test accuracy, test loss and both attack success rates after a round; None where they are not due."""
@@ -302,17 +318,43 @@ class _Practice:
         return trainer.updates(start, self.poisoned if poisoned else self.clean, self.round)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Rehearsal:
-    """The server's defense as the attacker can run it: on its own data, without a memory, twice the same."""
+    """The server's defense as the attacker can run it: on its own data, with its own memory, twice the same.
+
+    The memory is of clients by their ids, so a matrix of other clients than the round's is judged without.
+    """
 
     defense: Defense
     layout: Layout
+    ids: Tensor
     view: ServerView
+    asked: bool = False
 
     def __call__(self, matrix: Tensor) -> Aggregate:
-        view = replace(self.view, generator=self.view.generator.clone_state())
-        return self.defense(Updates(matrix, torch.arange(len(matrix), device=matrix.device), self.layout), view)
+        self.asked = True
+        view, ids = replace(self.view, generator=self.view.generator.clone_state()), self.ids
+        if len(matrix) != len(ids):
+            view, ids = replace(view, state=None), torch.arange(len(matrix), device=matrix.device)
+        return self.defense(Updates(matrix, ids, self.layout), view)
+
+
+def _recorded(diagnosis: Diagnosis) -> DiagnosisRecord:
+    """Rounded to what an eye can see, since there is one a round."""
+
+    def rows(x: Tensor, digits: int) -> list[tuple[float | None, ...]]:
+        return [tuple(_finite(round(v, digits)) for v in row) for row in x.tolist()]
+
+    # components count parameters, so that whole ones are fine enough
+    return DiagnosisRecord(
+        coordinates=tuple((x, y) for x, y in rows(diagnosis.coordinates, 1)),
+        root=None
+        if diagnosis.root is None
+        else (round(float(diagnosis.root[0]), 1), round(float(diagnosis.root[1]), 1)),
+        layers=diagnosis.layers,
+        kept=tuple(rows(diagnosis.kept, 3)),
+        reasons=diagnosis.reasons,
+    )
 
 
 def _sample(parts: list[ClientData], like: ClientData, generator: torch.Generator) -> ClientData:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,6 +86,20 @@ class Layout:
         """Coordinates in all (``d``)."""
         return self.segments[-1].stop if self.segments else 0
 
+    @property
+    def layers(self) -> tuple["Segment", ...]:
+        """The parameters by module ("conv1" of "conv1.weight"), each a segment without a shape of its own."""
+        found: list[Segment] = []
+        for s in self.segments:
+            module = s.name.rpartition(".")[0] or s.name
+            if s.start >= self.n_parameters:
+                break
+            if found and found[-1].name == module:
+                found[-1] = Segment(module, (s.stop - found[-1].start,), found[-1].start)
+            else:
+                found.append(Segment(module, (s.stop - s.start,), s.start))
+        return tuple(found)
+
     def unflatten(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
         """Views of ``flat``, one per tensor, shaped ``[*batch, *shape]``; nothing is copied."""
         lead = flat.shape[:-1]
@@ -122,20 +136,58 @@ class Updates:
 # --- What a defense sees and says ---------------------------------------------------------------------------
 
 
+# What is asked of a model on the root data; :mod:`fedsieve.losses` has the formulas.
+Objective = Literal["cross-entropy", "batch", "margin"]
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Updates that the server trained itself, from the global model on its root data, so that it knows what they are.
+
+    Attributes:
+        model: The root model's: trained as a client is.
+        parts: Each trained on one root sample, or a few of the same class.
+        classes: The class of each part.
+        folds: Each part's, from 0; every class is spread over them.
+        held_out: One for each fold, trained as a client is, on the samples of its parts, all classes in equal shares.
+        lying: Trained with every label moved on to another class, all classes in equal shares.
+        complete: Whether the root data have every class that there is.
+    """
+
+    model: Float[Tensor, " d"]
+    parts: Float[Tensor, "r d"]
+    classes: Int[Tensor, " r"]
+    folds: Int[Tensor, " r"]
+    held_out: Float[Tensor, "f d"]
+    lying: Float[Tensor, "k d"]
+    complete: bool
+
+    @property
+    def honest(self) -> Float[Tensor, "c d"]:
+        """What a client of each class alone would send: the mean of the class's parts."""
+        return torch.stack([self.parts[self.classes == c].mean(dim=0) for c in torch.unique(self.classes)])
+
+
 @runtime_checkable
 class Root(Protocol):
     """The server's own small clean dataset, seen through the model."""
 
     def loss(self, flat: Float[Tensor, " d"], /) -> Float[Tensor, ""]:
-        """Mean loss of the model ``flat`` on the root data."""
+        """Mean cross-entropy of the model ``flat`` on the root data."""
         ...
 
-    def gradient(self, flat: Float[Tensor, " d"], /) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
-        """The loss and its gradient; zero on the coordinates of running statistics."""
+    def gradient(
+        self, flat: Float[Tensor, " d"], objective: Objective = "cross-entropy", /
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """A loss of the model ``flat`` on the root data, and its gradient; 0 where running statistics are."""
         ...
 
     def update(self) -> Float[Tensor, " d"]:
         """The update of a client that trained from the global model on the root data."""
+        ...
+
+    def witnesses(self) -> Witnesses:
+        """Updates of known kinds, made on the root data."""
         ...
 
 
@@ -178,6 +230,34 @@ class ServerView:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """Why a filter decided as it did, for a person to look at.
+
+    Attributes:
+        coordinates: Where each client lies, seen by the filter, in two dimensions.
+        root: Where the server's own root model lies; None without one.
+        layers: Names of the model's layers.
+        kept: The share of each layer's parameters that the client's mask keeps.
+        reasons: Why each client was rejected, or "".
+    """
+
+    coordinates: Float[Tensor, "n 2"]
+    root: Float[Tensor, " 2"] | None
+    layers: tuple[str, ...]
+    kept: Float[Tensor, "n l"]
+    reasons: tuple[str, ...]
+
+    def spread(self, rows: Bool[Tensor, " n"]) -> "Diagnosis":
+        """The same of more clients, of whom only ``rows`` were looked at; numbers of the others are not a number."""
+        coordinates = self.coordinates.new_full((len(rows), 2), torch.nan)
+        kept = self.kept.new_full((len(rows), self.kept.shape[1]), torch.nan)
+        coordinates[rows], kept[rows], reasons = self.coordinates, self.kept, iter(self.reasons)
+        return Diagnosis(
+            coordinates, self.root, self.layers, kept, tuple(next(reasons) if seen else "" for seen in rows.tolist())
+        )
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """What a defense returns.
 
@@ -187,6 +267,7 @@ class Aggregate:
         accepted: Who passed; None if the rule takes no such decision.
         suspicion: Higher is more suspicious, on the rule's own scale; None if it has no such score.
         state: Handed back in the next round's view.
+        diagnosis: Why it decided so, of all clients; None if it can't tell.
     """
 
     update: Float[Tensor, " d"]
@@ -194,6 +275,7 @@ class Aggregate:
     accepted: Bool[Tensor, " n"] | None = None
     suspicion: Float[Tensor, " n"] | None = None
     state: Any = None
+    diagnosis: Diagnosis | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +285,7 @@ class Verdict:
     accepted: Bool[Tensor, " n"]
     suspicion: Float[Tensor, " n"] | None = None
     state: Any = None
+    diagnosis: Diagnosis | None = None
 
 
 @dataclass(frozen=True)
@@ -336,8 +419,8 @@ class AttackView:
         members: Which malicious client each row of ``own`` is: :attr:`PoisonView.member`.
         train: Local training on the malicious clients' data, for what else they want to know.
         root: The malicious clients' own clean data, all together: their guess at the server's root dataset.
-        rehearse: The server's defense, if granted: what it makes of n updates, with ``root`` for its root data and
-            no memory of earlier rounds.
+        rehearse: The server's defense, if granted: what it makes of n updates, own ones first, with ``root`` for its
+            root data. It remembers what was sent in earlier rounds, if the attacker sees what others send.
     """
 
     round: int
@@ -399,6 +482,25 @@ class Backdoor(Protocol):
 
 
 @dataclass(frozen=True)
+class DiagnosisRecord:
+    """A :class:`Diagnosis` as it is kept. Numbers are rounded; None where a client was not looked at.
+
+    Attributes:
+        coordinates: Of each client.
+        root: Of the server's own root model; None without one.
+        layers: Names of the model's layers.
+        kept: Of each client, the share of each layer's parameters that its mask keeps.
+        reasons: Of each client, or "".
+    """
+
+    coordinates: tuple[tuple[float | None, float | None], ...]
+    root: tuple[float, float] | None
+    layers: tuple[str, ...]
+    kept: tuple[tuple[float | None, ...], ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """All that is kept of one round; every table, figure and page is made from these alone.
 
@@ -422,6 +524,7 @@ class RoundRecord:
         attack_success_rate_all: The same of all triggered test samples, as the SkyMask paper counts.
         false_positive_rate: Benign clients rejected, of the benign ones.
         false_negative_rate: Malicious clients accepted, of the malicious ones.
+        diagnosis: Why the defense decided so, if it can tell.
         seconds: Wall time of the phases; the only field that differs between two runs of one experiment.
     """
 
@@ -441,4 +544,5 @@ class RoundRecord:
     attack_success_rate_all: float | None
     false_positive_rate: float | None
     false_negative_rate: float | None
+    diagnosis: DiagnosisRecord | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)

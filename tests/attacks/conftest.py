@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsieve.types import AttackView, Layout, PoisonView, Task
+from fedsieve.types import AttackView, Layout, Objective, PoisonView, Task, Witnesses
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Bowl:
     def loss(self, flat: Tensor, /) -> Tensor:
         return 0.5 * (flat - self.target).square().sum()
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.loss(flat), flat - self.target
 
     def update(self) -> Tensor:
         return self.target
+
+    def witnesses(self) -> Witnesses:
+        raise NotImplementedError
 
 
 def view(own: Any, others: Any = None, n_clients: int | None = None, seed: int = 0, **more: Any) -> AttackView:

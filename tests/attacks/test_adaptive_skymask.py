@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsieve.attacks.adaptive_skymask import AdaptiveSkyMask, hidden_push
-from fedsieve.defenses.skymask import mask_gradient
-from fedsieve.types import Aggregate, AttackView, ParameterError
+from fedsieve.defenses.skymask.joint import mask_gradient
+from fedsieve.types import Aggregate, AttackView, Objective, ParameterError, Witnesses
 
 F64 = torch.float64
 
@@ -64,11 +64,14 @@ class Slope:
     def loss(self, flat: Tensor, /) -> Tensor:
         return self.direction @ flat
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.loss(flat), self.direction
 
     def update(self) -> Tensor:
         return -self.direction
+
+    def witnesses(self) -> Witnesses:
+        raise NotImplementedError
 
 
 ATTACK = AdaptiveSkyMask(shares=(0.1, 1.0), strengths=(1.0, 4.0))

@@ -11,24 +11,35 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedsieve.types import Layout, ServerView, Updates
+from fedsieve.types import Layout, Objective, ServerView, Updates, Witnesses
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """Root data whose loss is half the squared distance to ``target``; the root client sent ``sent``."""
+    """Root data whose loss is half the squared distance to ``target``; the root client sent ``sent``.
+
+    Witnesses are like benign clients of :func:`federation`: a step to the optimum, and noise.
+    """
 
     target: Tensor
     sent: Tensor
+    noise: float = 0.03
 
     def loss(self, flat: Tensor, /) -> Tensor:
         return 0.5 * (flat - self.target).square().sum()
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.loss(flat), flat - self.target
 
     def update(self) -> Tensor:
         return self.sent
+
+    def witnesses(self) -> Witnesses:
+        g = torch.Generator().manual_seed(12345)
+        noise = self.noise * torch.randn(28, len(self.target), generator=g, dtype=torch.float64).to(self.target)
+        parts, held_out, lying = (0.1 * self.target + noise).split([20, 5, 3])
+        classes, folds = torch.arange(20) % 2, torch.arange(20) % 5
+        return Witnesses(self.sent, parts, classes, folds, held_out, -lying, complete=True)
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Softmax:
     def loss(self, flat: Tensor, /) -> Tensor:
         return cross_entropy(self.x @ flat.view(-1, self.x.shape[1]).T, self.y)
 
-    def gradient(self, flat: Tensor, /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         leaf = flat.detach().clone().requires_grad_()
         loss = self.loss(leaf)
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -50,6 +61,9 @@ class Softmax:
 
     def update(self) -> Tensor:
         return self.sent
+
+    def witnesses(self) -> Witnesses:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ def federation(
     malicious = torch.arange(n) < m
     return SimpleNamespace(
         updates=updates(sent.to(dtype)),
-        root=Quadratic(target.to(dtype), honest[n].to(dtype)),
+        root=Quadratic(target.to(dtype), honest[n].to(dtype), noise),
         malicious=malicious,
         benign_mean=honest[m:n].mean(dim=0).to(dtype) if m < n else None,
     )

@@ -54,7 +54,7 @@ class AdaptiveSkyMask:
     """
 
     shares: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    strengths: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0, 256.0)
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 256.0)
     traits: ClassVar[Traits] = Traits(
         summary="Adaptive: pushes where an honest mask is 0 anyway, as far as a rehearsal of the defense allows",
         needs=("updates", "defense"),

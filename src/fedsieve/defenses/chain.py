@@ -45,7 +45,7 @@ class Chain:
         n = len(updates.matrix)
         states = list(view.state or [None] * (len(self.stages) + 1))
         accepted = torch.ones(n, dtype=torch.bool, device=updates.matrix.device)
-        suspicion, judged, left = None, False, updates
+        suspicion, diagnosis, judged, left = None, None, False, updates
         for k, stage in enumerate(self.stages):
             seen = replace(view, state=states[k], n_malicious=tolerable(stage, len(left.matrix), view.n_malicious))
             if isinstance(stage, Transform):
@@ -58,10 +58,12 @@ class Chain:
             if verdict.suspicion is not None:
                 suspicion = updates.matrix.new_zeros(n) if suspicion is None else suspicion
                 suspicion[rows] = verdict.suspicion
+            if verdict.diagnosis is not None:
+                diagnosis = verdict.diagnosis.spread(accepted)
             accepted[rows] = verdict.accepted
             if not accepted.any():
                 zero = torch.zeros_like(updates.matrix[0])
-                return Aggregate(zero, updates.matrix.new_zeros(n), accepted, suspicion, tuple(states))
+                return Aggregate(zero, updates.matrix.new_zeros(n), accepted, suspicion, tuple(states), diagnosis)
             left = left.select(verdict.accepted)
         f = tolerable(self.rule, len(left.matrix), view.n_malicious)
         result = self.rule(left, replace(view, state=states[-1], n_malicious=f))
@@ -73,4 +75,4 @@ class Chain:
         weights[accepted] = result.weights
         if result.accepted is not None:
             accepted, judged = accepted.masked_scatter(accepted, result.accepted), True
-        return Aggregate(result.update, weights, accepted if judged else None, suspicion, tuple(states))
+        return Aggregate(result.update, weights, accepted if judged else None, suspicion, tuple(states), diagnosis)

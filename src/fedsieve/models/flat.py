@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 from torch.nn.modules.dropout import _DropoutNd
 
+from fedsieve.losses import LOSSES, Loss
 from fedsieve.types import Layout, ParameterError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -113,13 +113,18 @@ class FlatModel:
             return functional_call(self.module, self.tensors(flat), (self.arrange(x),))  # type: ignore[no-any-return]
 
     def training_loss(
-        self, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], x: Tensor, y: Int[Tensor, " k"]
+        self,
+        parameters: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor],
+        x: Tensor,
+        y: Int[Tensor, " k"],
+        loss: Loss = LOSSES["cross-entropy"],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy in training mode, and the running statistics after this batch."""
+        """A loss (by default the mean cross-entropy) in training mode, and the running statistics after this batch."""
         self.module.train()
         moved = {name: tensor.clone() for name, tensor in statistics.items()}  # the module writes into these
         output = functional_call(self.module, {**parameters, **moved}, (x,))
-        return cross_entropy(output, y), moved
+        return loss(output, y), moved
 
     def gradient_and_statistics(
         self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
@@ -129,11 +134,11 @@ class FlatModel:
         return gradient, torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
 
     def gradient(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """Training loss and its gradient with respect to ``flat``; statistics stay, their gradient is 0."""
-        loss, gradient, _ = self._backward(flat, x, y)
-        return loss, torch.cat([gradient, flat.new_zeros(len(flat) - len(gradient))])
+        value, gradient, _ = self._backward(flat, x, y, loss)
+        return value, torch.cat([gradient, flat.new_zeros(len(flat) - len(gradient))])
 
     def loss(self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
         """Training loss alone."""
@@ -141,14 +146,14 @@ class FlatModel:
             return self.training_loss(*self.split(self.tensors(flat)), self.arrange(x), y)[0]
 
     def _backward(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"], dict[str, Tensor]]:
         parameters, statistics = self.split(self.tensors(flat))
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
         with torch.enable_grad():
-            loss, moved = self.training_loss(leaves, statistics, self.arrange(x), y)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return loss.detach(), torch.cat([g.reshape(-1) for g in gradients]), moved
+            value, moved = self.training_loss(leaves, statistics, self.arrange(x), y, loss)
+            gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        return value.detach(), torch.cat([g.reshape(-1) for g in gradients]), moved
 
     def split(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and statistics of an unflattened vector."""

@@ -1,32 +1,13 @@
-"""SkyMask: learnable parameter-level masks that tell malicious models from benign ones.
-
-Yan, Wang, Song, Hua, Ma, Hu, Haghighat, Guan. SkyMask: Attack-agnostic Robust Federated Learning with Fine-grained
-Learnable Masks. ECCV 2024; arXiv 2312.12484. Section III-C, equations 2 to 6.
+"""The paper's masks, trained all together on the root data's loss, and clustered: equations 2 to 5.
 
 One real-valued mask per candidate model, all ones at first. The masked models are averaged per coordinate,
-W~ = sum_i s(m_i) W_i / sum_i s(m_i) with s the sigmoid, and only the masks learn, by gradient descent on the root
-data's loss of W~. Binarised at tau, reduced to two principal components and clustered by a Gaussian mixture, they
-show who disagrees with the root model: the clients outside its cluster are rejected.
-
-Variant: candidates are the clients' models and, in ``skymask``, the root model, which takes no part in the
-aggregate; ``skymask-nr`` has no root model and keeps the larger cluster. Clustering fits one and two components and
-keeps one unless the BIC of two is lower by more than ``evidence`` per candidate (docs/design.md has the measurements).
-Departs: (1) The mask gradient is clipped, as in the published code: with the paper's mask learning rate and no clip,
-one large coordinate saturates its masks in the first step. (2) The paper says that without an attack the masks form
-one cluster, but a mixture of two always finds two; ``evidence`` is the test it leaves out, and 0 turns it into plain
-BIC. (3) Equation 7 weighs by samples, a number only the client knows; the rule after the filter decides.
-Needs: root data. Breaks at: nothing stated; the paper shows 80 % malicious clients. Cost: O(n d) per mask step, plus
-O(n^2 d) for the principal components.
-
-The edge cases: an update so large that the model overflows on the mean of all is rejected beforehand. Masks that are
-all equal are one cluster, so everybody is accepted; candidates too few for two components (fewer than
-2 (``n_components`` + 1)) are one cluster too. A root model alone in its cluster, and for ``skymask-nr`` two clusters of
-equal size, mean that nobody is accepted.
+W~ = sum_i s(m_i) W_i / sum_i s(m_i) with s the sigmoid, and only the masks learn, by gradient descent on the loss of
+W~. Binarised at tau, reduced to principal components and clustered by a Gaussian mixture, they show who disagrees.
 """
 
 import warnings
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,9 +19,46 @@ from torch import Tensor
 
 from fedsieve.clustering import best_cut, gram_components, one_blas_thread
 from fedsieve.ops import column_blocks
-from fedsieve.types import MissingDataError, ParameterError, Root, ServerView, Traits, Updates, Verdict
+from fedsieve.types import Diagnosis, Objective, ParameterError, Root, ServerView, Updates, Verdict
 
-_PAPER = "Yan et al., SkyMask, ECCV 2024"
+Together = Literal["paper", "official"]
+# Loss, least gain by step 11, and the BIC that two clusters must gain (None: always two).
+PRESETS: dict[Together, tuple[Objective, float | None, float | None]] = {
+    "paper": ("cross-entropy", None, 0.0),
+    "official": ("batch", 1e-2, None),
+}
+# The published code looks at the loss once, after this step.
+_LOOK = 11
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """The parameters of training and clustering masks together, as :class:`fedsieve.defenses.skymask.SkyMask` has."""
+
+    @property
+    def mask_learning_rate(self) -> float:
+        """γ."""
+        ...
+
+    @property
+    def mask_clip(self) -> float:
+        """Bound on each coordinate of the mask gradient."""
+        ...
+
+    @property
+    def mask_steps(self) -> int:
+        """Most steps."""
+        ...
+
+    @property
+    def tau(self) -> float:
+        """Binarisation threshold on the gate."""
+        ...
+
+    @property
+    def n_components(self) -> int:
+        """Principal components that are clustered."""
+        ...
 
 
 # --- Training the masks -------------------------------------------------------------------------------------
@@ -74,6 +92,8 @@ def train_masks(
     clip: float,
     max_steps: int,
     tolerance: float,
+    objective: Objective = "cross-entropy",
+    least_gain: float | None = None,
 ) -> tuple[Float[Tensor, "n d"], int]:
     """The trained masks (before the sigmoid) and the steps taken.
 
@@ -89,13 +109,18 @@ def train_masks(
         clip: Bound on the absolute value of each coordinate of the gradient.
         max_steps: Bound on the work.
         tolerance: Converged when no gate moves further than this in one step.
+        objective: Which loss of the root data.
+        least_gain: Stop after step 11 if the loss has not fallen by this much in the first ten, as the published code
+            does; None goes on.
     """
     masks = torch.ones_like(candidates)
     blocks = list(column_blocks(candidates))
     mean = candidates.mean(dim=0)  # equal masks: the plain mean
     total = torch.full_like(mean, len(candidates)) * mean.new_ones(()).sigmoid()
-    for step in range(1, max_steps + 1):  # noqa: B007 (returned)
-        outer = root.gradient(global_params + mean)[1]
+    first = None
+    for step in range(1, max_steps + 1):
+        loss, outer = root.gradient(global_params + mean, objective)
+        first = loss if first is None else first
         if not torch.isfinite(outer).all():  # nothing to learn from; what was learned so far stands
             break
         moved = torch.zeros((), device=masks.device, dtype=masks.dtype)
@@ -109,7 +134,7 @@ def train_masks(
             moved = torch.maximum(moved, gates.sub_(new_gates).abs_().max())
             total[block] = new_gates.sum(dim=0)
             mean[block] = new_gates.mul_(x).sum(dim=0) / total[block]
-        if moved <= tolerance:
+        if moved <= tolerance or (least_gain is not None and step == _LOOK and first - loss < least_gain):
             break
     return masks, step
 
@@ -145,7 +170,7 @@ def principal_components(binary: Bool[Tensor, "n d"], n_components: int) -> Floa
     return gram_components(gram, n_components)
 
 
-def two_clusters(points: Float64[ndarray, "n k"], evidence: float) -> ndarray | None:
+def two_clusters(points: Float64[ndarray, "n k"], evidence: float | None) -> ndarray | None:
     """Labels 0 and 1 of a mixture of two Gaussians, or None if one describes the points as well.
 
     Expectation maximisation starts from the best cut of each coordinate in turn, and the likelier end wins: nothing
@@ -153,7 +178,7 @@ def two_clusters(points: Float64[ndarray, "n k"], evidence: float) -> ndarray | 
 
     Args:
         points: At least one.
-        evidence: How much smaller the BIC of two components must be than that of one, per point.
+        evidence: How much smaller the BIC of two components must be than that of one, per point; None does not ask.
     """
     n, k = points.shape
     centred = points - points.mean(axis=0)
@@ -163,7 +188,7 @@ def two_clusters(points: Float64[ndarray, "n k"], evidence: float) -> ndarray | 
     one = _mixture([scaled])
     starts = [best_cut(column) for column in scaled.T if np.ptp(column) > 0]
     two = max((_mixture([scaled[cut], scaled[~cut]], scaled) for cut in starts), key=lambda fit: fit.score(scaled))
-    if one.bic(scaled) - two.bic(scaled) <= evidence * n:
+    if evidence is not None and one.bic(scaled) - two.bic(scaled) <= evidence * n:
         return None
     labels: ndarray = two.predict(scaled)
     return labels if labels.min() != labels.max() else None
@@ -190,94 +215,50 @@ def _mixture(groups: list[ndarray], points: ndarray | None = None) -> GaussianMi
         return mixture.fit(points)
 
 
-# --- The filters --------------------------------------------------------------------------------------------
+# --- From updates to clusters --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SkyMask:
-    """Keeps the clients whose masks cluster with the root model's.
+class Clustered:
+    """Masks trained together: of the clients that the model can bear, then of the root model, if it is among them."""
 
-    Attributes:
-        mask_learning_rate: γ; the paper has 1e7 for Fashion-MNIST and HAR, 1e8 for CIFAR-10.
-        mask_clip: Bound on each coordinate of the mask gradient.
-        mask_steps: Most steps of mask training.
-        mask_tolerance: Masks have converged when no gate moves further than this in a step.
-        tau: Binarisation threshold on the gate, in (0, 1).
-        n_components: d, the principal components that are clustered.
-        evidence: BIC per candidate that two clusters must gain over one.
-    """
+    rows: Bool[Tensor, " n"]
+    points: Float64[ndarray, "k c"]
+    kept: Float[Tensor, "k l"]
+    labels: ndarray | None  # None: one cluster
 
-    mask_learning_rate: float = 1e7
-    mask_clip: float = 1e-7
-    mask_steps: int = 20
-    mask_tolerance: float = 1e-3
-    tau: float = 0.5
-    n_components: int = 2
-    evidence: float = 0.5
-    traits: ClassVar[Traits] = Traits(
-        summary="Keeps the clients whose learned masks cluster with the server's root model",
-        paper=_PAPER,
-        needs=("root data",),
-        cost="O(nd) per mask step + O(n^2 d)",
-    )
-
-    def __post_init__(self) -> None:
-        _check("skymask", self)
-
-    def judge(self, updates: Updates, view: ServerView, /) -> Verdict:
-        """See :class:`fedsieve.types.Filter`."""
-        if view.root is None:
-            raise MissingDataError("skymask needs root data, and the server has none")
-        labels, rows = _cluster(self, updates.matrix, view, view.root.update()[None])
-        return _verdict(updates, rows, None if labels is None else labels[:-1] == labels[-1])
+    def verdict(self, benign: ndarray | None, updates: Updates, with_root: bool) -> Verdict:
+        """Those that are benign stay, of the rows that were clustered; all of these, where there is one cluster."""
+        accepted = self.rows.clone()
+        if benign is not None:
+            accepted[self.rows] = torch.from_numpy(benign).to(accepted.device)
+        n = int(self.rows.sum())
+        flat = np.zeros((len(self.points), 2))
+        flat[:, : self.points.shape[1]] = self.points[:, :2]
+        points = torch.from_numpy(flat).to(updates.matrix)
+        names = tuple(s.name for s in updates.layout.layers)
+        reasons = tuple("" if stays else "not the root model's cluster" for stays in accepted[self.rows].tolist())
+        if not with_root:
+            reasons = tuple("the smaller cluster" if reason else "" for reason in reasons)
+        seen = Diagnosis(points[:n], points[n] if with_root else None, names, self.kept[:n], reasons)
+        whole = seen.spread(self.rows)
+        told = zip(whole.reasons, self.rows.tolist(), strict=True)
+        whole = replace(whole, reasons=tuple(reason if borne else "overflow" for reason, borne in told))
+        return Verdict(accepted, (~accepted).to(updates.matrix.dtype), diagnosis=whole)
 
 
-@dataclass(frozen=True)
-class SkyMaskNR:
-    """SkyMask without a root model: keeps the larger cluster. For fewer than half malicious clients.
-
-    Attributes are those of :class:`SkyMask`.
-    """
-
-    mask_learning_rate: float = 1e7
-    mask_clip: float = 1e-7
-    mask_steps: int = 20
-    mask_tolerance: float = 1e-3
-    tau: float = 0.5
-    n_components: int = 2
-    evidence: float = 0.5
-    traits: ClassVar[Traits] = Traits(
-        summary="SkyMask without a root model: keeps the larger cluster of masks",
-        paper=_PAPER,
-        needs=("root data",),
-        bound="n > 2m",
-        cost="O(nd) per mask step + O(n^2 d)",
-    )
-
-    def __post_init__(self) -> None:
-        _check("skymask-nr", self)
-
-    def judge(self, updates: Updates, view: ServerView, /) -> Verdict:
-        """See :class:`fedsieve.types.Filter`."""
-        if view.root is None:
-            raise MissingDataError("skymask-nr trains its masks on root data, and the server has none")
-        labels, rows = _cluster(self, updates.matrix, view, updates.matrix[:0])
-        if labels is None:
-            return _verdict(updates, rows, None)
-        in_second = 2 * int(labels.sum())
-        larger = np.zeros(len(labels), dtype=bool) if in_second == len(labels) else labels == (in_second > len(labels))
-        return _verdict(updates, rows, larger)
-
-
-def _cluster(
-    rule: SkyMask | SkyMaskNR, x: Float[Tensor, "n d"], view: ServerView, extra: Float[Tensor, "e d"]
-) -> tuple[ndarray | None, Bool[Tensor, " n"]]:
-    """Labels of the rows of ``x`` that the model can bear, then of ``extra``; and which rows these are."""
+def cluster(
+    rule: Recipe, preset: Together, updates: Updates, view: ServerView, extra: Float[Tensor, "e d"]
+) -> Clustered:
+    """Trains and clusters the masks of all updates that the model can bear, and of ``extra``."""
     assert view.root is not None
+    objective, least_gain, evidence = PRESETS[preset]
+    x = updates.matrix
     rows = bearable(x, view.global_params, view.root)
     candidates = torch.cat([x if rows.all() else x[rows], extra])
+    layers = updates.layout.layers
     if not len(candidates):
-        return None, rows
+        return Clustered(rows, np.zeros((0, 2)), x.new_zeros(0, len(layers)), None)
     masks, _ = train_masks(
         candidates,
         view.global_params,
@@ -285,30 +266,27 @@ def _cluster(
         learning_rate=rule.mask_learning_rate,
         clip=rule.mask_clip,
         max_steps=rule.mask_steps,
-        tolerance=rule.mask_tolerance,
+        tolerance=1e-3,
+        objective=objective,
+        least_gain=least_gain,
     )
     binary = masks > float(np.log(rule.tau / (1 - rule.tau)))  # sigmoid(m) > tau
+    kept = torch.stack([binary[:, s.start : s.stop].sum(dim=1) / (s.stop - s.start) for s in layers], dim=1)
     with one_blas_thread():
-        return two_clusters(principal_components(binary, rule.n_components), rule.evidence), rows
+        points = principal_components(binary, rule.n_components)
+        return Clustered(rows, points, kept.to(x.dtype), two_clusters(points, evidence))
 
 
-def _verdict(updates: Updates, rows: Bool[Tensor, " n"], benign: ndarray | None) -> Verdict:
-    """Of the rows that were clustered, those that are benign stay; all, where there is one cluster."""
-    accepted = rows.clone()
-    if benign is not None:
-        accepted[rows] = torch.from_numpy(benign).to(rows.device)
-    return Verdict(accepted, suspicion=(~accepted).to(updates.matrix.dtype))
-
-
-def _check(name: str, rule: SkyMask | SkyMaskNR) -> None:
+def check_masks(name: str, rule: Recipe) -> None:
+    """Refuses parameters out of range, in the name of a defense."""
     if not 0 < rule.tau < 1:
         raise ParameterError(f"{name}: tau must be in (0, 1), got {rule.tau}")
     if min(rule.mask_steps, rule.n_components) < 1:
         raise ParameterError(
             f"{name}: mask_steps and n_components must be at least 1, got {rule.mask_steps} and {rule.n_components}"
         )
-    if not (rule.mask_learning_rate > 0 and rule.mask_clip > 0 and rule.mask_tolerance >= 0 and rule.evidence >= 0):
+    if not (rule.mask_learning_rate > 0 and rule.mask_clip > 0):
         raise ParameterError(
-            f"{name}: mask_learning_rate and mask_clip must be positive, mask_tolerance and evidence not negative, got "
-            f"{rule.mask_learning_rate}, {rule.mask_clip}, {rule.mask_tolerance} and {rule.evidence}"
+            f"{name}: mask_learning_rate and mask_clip must be positive, got "
+            f"{rule.mask_learning_rate} and {rule.mask_clip}"
         )
