@@ -35,17 +35,30 @@ def assert_finite(records: list[RoundRecord]) -> None:
     assert records[-1].test_accuracy is not None
 
 
-def test_skymask_finds_min_max_on_fashion_mnist(tmp_path: Path) -> None:
-    settings = {"dataset": "fashion-mnist", "attack": "min-max", "clients": 20, "malicious": 4, "rounds": 12}
-    records, summary = played(tmp_path / "skymask", **settings, evaluate_every=12)
+@pytest.mark.parametrize("attack", ["min-max", "scaling"])
+def test_skymask_finds_attackers_on_fashion_mnist(tmp_path: Path, attack: str) -> None:
+    settings = {"dataset": "fashion-mnist", "attack": attack, "clients": 20, "malicious": 4, "rounds": 24}
+    records, summary = played(tmp_path / "skymask", **settings, evaluate_every=24)
     assert_finite(records)
-    for record in records[-4:]:
+    for record in records:
         assert len(record.malicious) == 4
         assert record.rejected == record.malicious
         assert (record.false_positive_rate, record.false_negative_rate) == (0, 0)
-    undefended, without = played(tmp_path / "mean", **settings, defense="mean", evaluate_every=12)
+    if attack == "scaling":
+        assert summary["attack_success_rate"] < 0.2
+        return
+    undefended, without = played(tmp_path / "mean", **settings, defense="mean", evaluate_every=24)
     assert undefended[-1].malicious == records[-1].malicious
     assert summary["test_accuracy"] > without["test_accuracy"] + 0.1
+
+
+@pytest.mark.parametrize("attack", ["none", "label-flip", "min-sum"])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_skymask_tells_subjects_from_attackers_on_har(tmp_path: Path, attack: str, seed: int) -> None:
+    _, summary = played(tmp_path, dataset="har", attack=attack, rounds=40, evaluate_every=40, seed=seed)
+    assert summary["late_false_positive_rate"] <= 0.03
+    if attack != "none":
+        assert summary["late_false_negative_rate"] <= 0.03
 
 
 def test_natural_clients_on_har(tmp_path: Path) -> None:
