@@ -37,10 +37,12 @@ FLOORS = {
     "clients": 5,
     "simulation": 6,
     "runs": 7,
-    "report": 8,
-    "cli": 9,
-    "__main__": 9,
-    "": 10,
+    "sweep": 8,
+    "report": 9,
+    "suites": 10,
+    "cli": 11,
+    "__main__": 11,
+    "": 12,
 }
 # Modules of one room, where a room has several names.
 SAME_ROOM = {("__main__", "cli")}
@@ -160,7 +162,7 @@ class TestFloors:
             ("ops", "def f():\n    from fedsieve import server", "ops, floor 1, imports server on floor 5"),
             ("ops", "if TYPE_CHECKING:\n    import fedsieve.server", "ops, floor 1, imports server on floor 5"),
             ("ops", "importlib.import_module('fedsieve.server')", "ops, floor 1, imports server on floor 5"),
-            ("ops", "import fedsieve", "ops, floor 1, imports  on floor 10"),
+            ("ops", "import fedsieve", "ops, floor 1, imports  on floor 12"),
             ("clients", "from fedsieve.server import Server", "clients imports server on its own floor 5"),
             ("metrics", "from fedsieve.data import store", "metrics imports data.store on its own floor 2"),
             ("defenses__a", "from fedsieve.attacks import b", "defenses.a imports attacks.b on its own floor 2"),
@@ -169,7 +171,7 @@ class TestFloors:
             ("defenses__a", "from .b import B", "defenses.a imports defenses.b: one paper per file"),
             ("attacks__a", "from . import b", "attacks.a imports attacks.b: one paper per file"),
             ("defenses__a__c", "from ..b import B", "defenses.a.c imports defenses.b: one paper per file"),
-            ("cli", "from fedsieve.__main__ import x", "cli imports __main__ on its own floor 9"),
+            ("cli", "from fedsieve.__main__ import x", "cli imports __main__ on its own floor 11"),
             ("attic", "", "attic has no floor"),
         ],
     )

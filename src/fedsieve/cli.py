@@ -15,7 +15,6 @@ from rich.table import Table
 if TYPE_CHECKING:  # torch and all that imports it is imported where used, so that --help is instant
     import torch
 
-    from fedsieve.types import RoundRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,6 +71,7 @@ def run(
     from fedsieve.data.store import data_folder
     from fedsieve.experiment import Experiment
     from fedsieve.report import text
+    from fedsieve.report.progress import RunProgress
     from fedsieve.runs import run as run_experiment
 
     options = {
@@ -89,7 +89,7 @@ def run(
     target = directory or Path("runs") / experiment.key
     start = time.perf_counter()
     try:
-        with _Progress(experiment.rounds, experiment.dataset.name, hidden=quiet) as progress:
+        with RunProgress(err, experiment.rounds, experiment.dataset.name, hidden=quiet) as progress:
             records, summary = run_experiment(
                 experiment,
                 out=target,
@@ -111,6 +111,103 @@ def run(
             f"{len(records)} rounds, seed {experiment.seed}"
         )
         out.print(text.closing(result, records))
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A grid as YAML: an experiment in which lists are choices.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the grid, e.g. seed=[0,1].")
+    ] = None,
+    directory: Annotated[Path, typer.Option("--out", help="Run directories go here, by key.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(help="Cells at a time; each gets a share of the cores.", min=1)] = 2,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead (auto: the one here).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run a grid of experiments; what is finished already is skipped, and a failure stops no other cell."""
+    from fedsieve.experiment import read_yaml
+    from fedsieve.sweep import expand
+
+    experiments = expand(_settings(read_yaml(file), settings or []))
+    names = {e.key: _name(e) for e in experiments}
+    errors = _swept(experiments, names, directory, jobs, ray, device, quiet)
+    failed = {key: error for key, error in errors.items() if error}
+    if as_json:
+        cells = [{"key": k, "name": names[k], "run_dir": str(directory / k), "error": e} for k, e in errors.items()]
+        typer.echo(json.dumps({"cells": cells, "finished": len(errors) - len(failed), "failed": len(failed)}))
+    else:
+        for key, error in failed.items():
+            out.print(f"[red]{names[key]}[/] ({key}): {_plain(error.splitlines()[-1])}", soft_wrap=True)
+        out.print(
+            f"{len(errors) - len(failed)} of {len(errors)} cells are finished\nfedsieve report {directory} shows them"
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A suite; fedsieve reproduce list prints them.")],
+    scale: Annotated[str, typer.Option(help="smoke (a minute), small (half an hour on two cores) or paper.")] = "small",
+    directory: Annotated[
+        Path | None, typer.Option("--out", help="Tables and pictures go here. [default: reproduced/NAME-SCALE]")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Run directories go here, by key.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(help="Cells at a time; each gets a share of the cores.", min=1)] = 2,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    tables_only: Annotated[bool, typer.Option("--tables-only", help="From the runs that are there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Rerun a published table or figure: ours beside theirs, cell by cell, and what falls short of its goal."""
+    from fedsieve.runs import RunDirectory
+    from fedsieve.suites import SCALES, SUITES, tables
+    from fedsieve.suites.plan import compare
+    from fedsieve.sweep import finished
+    from fedsieve.types import ParameterError
+
+    if name == "list":
+        listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in ("suite", "what it is", *SCALES):
+            listing.add_column(column)
+        for suite in SUITES.values():
+            sizes = [f"{len(suite.plan(s).cells())} runs" for s in SCALES]
+            listing.add_row(suite.name, suite.summary, *sizes)
+        out.print(listing)
+        return
+    if name not in SUITES:
+        raise ParameterError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    if scale not in SCALES:
+        raise ParameterError(f"there is no scale {scale!r}; there are {', '.join(SCALES)}")
+    suite, start = SUITES[name], time.perf_counter()
+    plan = suite.plan(scale)
+    cells = plan.cells()
+    names = {e.key: ", ".join(map(str, label)) for label, e in cells.items()}
+    experiments = list({e.key: e for e in cells.values()}.values())
+    if tables_only:
+        errors = {e.key: "" if finished(runs / e.key, e) else "not run" for e in experiments}
+    else:
+        errors = _swept(experiments, names, runs, jobs, ray, device, quiet)
+    records = {key: RunDirectory(runs / key).records() for key, error in errors.items() if not error}
+    found = compare(suite, plan, records, errors)
+    target = directory or Path("reproduced") / f"{name}-{scale}"
+    target.mkdir(parents=True, exist_ok=True)
+    how = f"`fedsieve reproduce {name} --scale {scale}`, {_versions()}, {time.strftime('%Y-%m-%d')}."
+    (target / f"{name}.md").write_text(tables.markdown(suite, plan, found, how), encoding="utf-8")
+    tables.write_csv(found, target / f"{name}.csv")
+    for table in tables.terminal(suite, found):
+        out.print(table)
+        out.print()
+    if suite.draw and records:
+        suite.draw(plan, records, target / f"{name}.png")
+    out.print(f"{plan.note}\n{tables.verdict(found)}".strip())
+    out.print(f"{target} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
+    if any(errors.values()):
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -223,6 +320,47 @@ def _settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
     return result
 
 
+def _name(experiment: Any) -> str:
+    """What tells a cell from others, for people."""
+    share = f"{experiment.n_malicious} of {experiment.clients}"
+    return (
+        f"{experiment.attack.name} / {experiment.defense.name}, {experiment.dataset.name}, "
+        f"{experiment.partition.name}, {share}, seed {experiment.seed}"
+    )
+
+
+def _swept(
+    experiments: list[Any],
+    names: dict[str, str],
+    directory: Path,
+    jobs: int,
+    ray: str | None,
+    device: str,
+    quiet: bool,
+) -> dict[str, str]:
+    """Every cell's error, or "", by key, with a display meanwhile."""
+    from fedsieve.data.store import data_folder
+    from fedsieve.report.progress import SweepProgress
+    from fedsieve.sweep import sweep as run_all
+    from fedsieve.sweep import sweep_on_ray
+
+    where = str(_device(device))
+    try:
+        with SweepProgress(err, {e.key: e.rounds for e in experiments}, names, hidden=quiet) as progress:
+            if ray is not None:
+                return sweep_on_ray(experiments, directory, data_folder(), where, ray, progress.show)
+            return run_all(experiments, directory, data_folder(), where, jobs, progress.show)
+    except KeyboardInterrupt:
+        err.print(f"interrupted; the same command goes on from {directory}", soft_wrap=True)
+        raise
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return f"fedsieve {version('fedsieve')}, torch {version('torch')}"
+
+
 def _device(name: str) -> "torch.device":
     import torch
 
@@ -268,58 +406,6 @@ def _short(value: Any) -> str:
 def _plain(text: str) -> str:
     """Text in which rich finds no markup."""
     return text.replace("[", r"\[")
-
-
-class _Progress:
-    """A live line: round, accuracy, detection rates, time left; before the first round, a spinner without a trace."""
-
-    def __init__(self, rounds: int, dataset: str, hidden: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(20),
-            TextColumn("{task.description}"),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=err,
-            disable=hidden,
-        )
-        self._task = self._bar.add_task("", total=rounds)
-        self._loading = err.status(f"loading {dataset}")
-        self._hidden = hidden
-        self._accuracy: float | None = None
-
-    def __enter__(self) -> "_Progress":
-        if not self._hidden:
-            self._loading.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loading.stop()
-        if self._bar.live.is_started:
-            self._bar.stop()
-
-    def show(self, record: "RoundRecord") -> None:
-        """One round more."""
-        from fedsieve.report.text import percent
-
-        if not (self._hidden or self._bar.live.is_started):
-            self._loading.stop()
-            self._bar.start()
-        if record.test_accuracy is not None:
-            self._accuracy = record.test_accuracy
-        line = f"accuracy {percent(self._accuracy)}"
-        if record.false_positive_rate is not None:
-            line += f"  FPR {percent(record.false_positive_rate)}"
-        if record.false_negative_rate is not None:
-            line += f"  FNR {percent(record.false_negative_rate)}"
-        if record.attack_success_rate is not None:
-            line += f"  ASR {percent(record.attack_success_rate)}"
-        if not record.applied:
-            line += f"  ({record.note})"
-        self._bar.update(self._task, completed=record.round + 1, description=line)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Experiment(_Frozen):
         attack: What the malicious clients do.
         defense: How the server aggregates.
         clients: n, in all.
-        malicious: m among them; by default a fifth. With attack ``none`` nobody is.
+        malicious: m among them, or their share, such as 0.4; by default a fifth. With attack ``none`` nobody is.
         assumed_malicious: f, what a rule that asks is told; by default as many as a round has on average.
         clients_per_round: Drawn anew each round; by default everybody takes part.
         knowledge: The threat model: ``full`` lets the attack see the benign updates, ``partial`` only what the
@@ -176,6 +176,9 @@ class Experiment(_Frozen):
         settings = _merged({**_DEFAULTS, **defaults}, given)
         n, rounds = _whole(settings["clients"]), _whole(settings["rounds"])
         if n is not None:
+            share = settings.get("malicious")
+            if isinstance(share, float) and 0 < share < 1:
+                settings["malicious"] = round(share * n)
             m = _whole(settings.setdefault("malicious", n // 5))
             k = _whole(settings.setdefault("clients_per_round", n))
             if m is not None and k is not None:

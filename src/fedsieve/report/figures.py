@@ -1,34 +1,255 @@
 """Figures from records. Needs matplotlib (``pip install fedsieve[report]``)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fedsieve.types import RoundRecord
+from fedsieve.metrics import mean_of, summarize
+from fedsieve.types import FedSieveError, RoundRecord
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; styles for those who see no colour.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; styles and marks for those who see no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+BENIGN, MALICIOUS, ROOT = COLOURS[0], COLOURS[1], COLOURS[2]
+
+Runs = Mapping[str, Mapping[str, Sequence[RoundRecord]]]
 
 
-def accuracy_over_rounds(runs: Mapping[str, Mapping[str, Sequence[RoundRecord]]], path: Path) -> None:
-    """One panel per outer key (say, attack), one line per inner key (say, defense), as a PNG.
+def accuracy_over_rounds(runs: Runs, path: Path, failures: bool = False) -> None:
+    """One panel per outer key (say, attack), one line per inner key (say, defense).
 
     Args:
         runs: Records by panel and line.
         path: Where the picture goes.
+        failures: Mark the rounds in which a malicious client passed.
     """
-    from matplotlib.figure import Figure  # an extra: only who draws needs it
-
-    figure = Figure(figsize=(3.2 * len(runs), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for panel, (title, lines) in zip(panels, runs.items(), strict=True):
+    figure, panels = _panels(len(runs), sharey=True)
+    for panel, (title, lines) in zip(panels, runs.items(), strict=False):
         for k, (name, records) in enumerate(lines.items()):
             points = [(r.round + 1, r.test_accuracy) for r in records if r.test_accuracy is not None]
             x, y = zip(*points, strict=True) if points else ((), ())
-            panel.plot(x, y, label=name, color=COLOURS[k % len(COLOURS)], linestyle=STYLES[k % len(STYLES)])
+            panel.plot(x, y, label=name, **_line(k))
+            if failures:
+                missed = [
+                    (r.round + 1, r.test_accuracy)
+                    for r in records
+                    if r.test_accuracy is not None and (r.false_negative_rate or 0) > 0
+                ]
+                x, y = zip(*missed, strict=True) if missed else ((), ())
+                panel.plot(x, y, MARKS[k % len(MARKS)], color=_line(k)["color"], markersize=4)
         panel.set(title=title, xlabel="round", ylim=(0, 1))
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
+    _left(panels, "test accuracy")
+    _legend(figure, panels, "marked: a malicious client passed" if failures else "")
+    _save(figure, path)
+
+
+def rates_over_rounds(runs: Runs, path: Path) -> None:
+    """Benign clients rejected (above) and malicious clients missed (below), one column of panels per outer key."""
+    figure, panels = _panels(2 * len(runs), columns=len(runs), sharey=True)
+    n = len(runs)
+    for column, (title, lines) in enumerate(runs.items()):
+        for k, (name, records) in enumerate(lines.items()):
+            for panel, field in ((panels[column], "false_positive_rate"), (panels[n + column], "false_negative_rate")):
+                points = [(r.round + 1, getattr(r, field)) for r in records if getattr(r, field) is not None]
+                if points:
+                    panel.plot(*zip(*points, strict=True), label=name, **_line(k))
+        panels[column].set(title=title, ylim=(-0.03, 1.03))
+        panels[n + column].set(xlabel="round", ylim=(-0.03, 1.03))
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    if n:
+        panels[0].set_ylabel("benign rejected")
+        panels[n].set_ylabel("malicious missed")
+    _legend(figure, panels)
+    _save(figure, path)
+
+
+def rates_against(runs: Runs, path: Path) -> None:
+    """Accuracy and detection rates against a number in the inner keys (``p = 0.8``), one panel per outer key."""
+    figure, panels = _panels(len(runs), sharey=True)
+    lines = (
+        ("test accuracy", "late_test_accuracy"),
+        ("benign rejected", "late_false_positive_rate"),
+        ("malicious missed", "late_false_negative_rate"),
+    )
+    for panel, (title, columns) in zip(panels, runs.items(), strict=False):
+        summaries = {_number(name): summarize(records) for name, records in columns.items()}
+        for k, (label, measure) in enumerate(lines):
+            points = [(x, s[measure]) for x, s in sorted(summaries.items()) if s[measure] is not None]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=label, marker=MARKS[k], **_line(k))
+        panel.set(title=title, xlabel=next(iter(columns)).partition("=")[0].strip(), ylim=(-0.03, 1.03))
+        panel.grid(alpha=0.3)
+    _legend(figure, panels)
+    _save(figure, path)
+
+
+def heat_map(cells: Mapping[tuple[str, str], float | None], path: Path, title: str, low_is_good: bool = False) -> None:
+    """A number for each (row, column), as a shade and in figures; what is missing stays empty.
+
+    Args:
+        cells: Rates in [0, 1].
+        path: Where the picture goes.
+        title: What they are.
+        low_is_good: Which end of the scale is light.
+    """
+    import numpy as np
+
+    rows, columns = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
+    figure, panels = _panels(1, size=(1.4 + 0.75 * len(columns), 1.2 + 0.36 * len(rows)))
+    table = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), value in cells.items():
+        if value is not None:
+            table[rows.index(row), columns.index(column)] = value
+    panels[0].imshow(table, cmap="cividis_r" if low_is_good else "cividis", vmin=0, vmax=1, aspect="auto")
+    for i in range(len(rows)):
+        for k in range(len(columns)):
+            if table[i, k] == table[i, k]:
+                light = (table[i, k] > 0.55) != low_is_good
+                colour = "black" if light else "white"
+                panels[0].text(k, i, f"{100 * table[i, k]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    panels[0].set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
+    panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
+    panels[0].set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def mask_scatter(runs: Runs, path: Path, round_: int = -1) -> None:
+    """Where each client's mask lies in one round, along two principal components; one panel per pair of keys.
+
+    Args:
+        runs: Records by row and column of panels.
+        path: Where the picture goes.
+        round_: Position of the round among the records; the last one by default.
+    """
+    columns = list(dict.fromkeys(name for lines in runs.values() for name in lines))
+    figure, panels = _panels(len(runs) * len(columns), columns=len(columns))
+    for k, (title, lines) in enumerate(runs.items()):
+        for j, name in enumerate(columns):
+            panel = panels[k * len(columns) + j]
+            panel.set(title=f"{title}\n{name}", xlabel="component 1", ylabel="component 2")
+            if name not in lines:
+                continue
+            record = lines[name][round_]
+            seen = record.diagnosis
+            if seen is None:
+                raise FedSieveError(f"{path.name}: the defense of {title}, {name} tells no coordinates")
+            rejected = set(record.rejected or ())
+            for bad in (False, True):
+                for out in (False, True):
+                    here = [
+                        seen.coordinates[i]
+                        for i, client in enumerate(record.clients)
+                        if (client in record.malicious) == bad and (client in rejected) == out
+                    ]
+                    here = [point for point in here if point[0] is not None]
+                    label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
+                    x, y = zip(*here, strict=True) if here else ((), ())
+                    colour = MALICIOUS if bad else BENIGN
+                    panel.scatter(
+                        x, y, s=22, marker="X" if out else "o", label=label,
+                        facecolors=colour if out else "none", edgecolors=colour,
+                    )  # fmt: skip
+            if seen.root is not None:
+                panel.scatter(*seen.root, s=90, marker="*", color=ROOT, label="root model")
+            panel.ticklabel_format(style="sci", scilimits=(-3, 4))
+    _legend(figure, panels)
+    _save(figure, path)
+
+
+def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:
+    """What masks keep of each layer, of benign and of malicious clients: means over the second half of the rounds.
+
+    One panel per key; bars from the least to the largest client.
+    """
+    figure, panels = _panels(len(runs), sharey=True)
+    for panel, (title, records) in zip(panels, runs.items(), strict=False):
+        half = [r for r in records[len(records) // 2 :] if r.diagnosis is not None]
+        if not half:
+            raise FedSieveError(f"{path.name}: the defense of {title} tells no layers")
+        layers = half[-1].diagnosis.layers if half[-1].diagnosis else ()
+        shares: dict[bool, list[dict[int, list[float]]]] = {False: [], True: []}
+        for bad in shares:
+            for layer in range(len(layers)):
+                by_client: dict[int, list[float]] = {}
+                for record in half:
+                    assert record.diagnosis is not None
+                    for client, kept in zip(record.clients, record.diagnosis.kept, strict=True):
+                        value = kept[layer]
+                        if (client in record.malicious) == bad and value is not None:
+                            by_client.setdefault(client, []).append(value)
+                shares[bad].append(by_client)
+        for bad, offset in ((False, -0.12), (True, 0.12)):
+            for layer, by_client in enumerate(shares[bad]):
+                means = [mean_of(values) or 0.0 for values in by_client.values()]
+                if not means:
+                    continue
+                x = layer + offset
+                colour = MALICIOUS if bad else BENIGN
+                panel.plot([x, x], [min(means), max(means)], color=colour, linewidth=2)
+                label = ("malicious" if bad else "benign") if layer == 0 else None
+                panel.plot(x, sum(means) / len(means), "s" if bad else "o", color=colour, label=label)
+        panel.set(title=title, ylabel="share of the layer that masks keep" if panel is panels[0] else "")
+        panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+        panel.grid(alpha=0.3, axis="y")
+    _legend(figure, panels)
+    _save(figure, path)
+
+
+# --- Helpers ------------------------------------------------------------------------------------------------
+
+
+def _panels(
+    n: int, columns: int | None = None, sharey: bool = False, size: tuple[float, float] | None = None
+) -> tuple["Figure", list["Axes"]]:
+    """A figure with n panels, four in a row if not said otherwise; panels left over are hidden."""
+    from matplotlib.figure import Figure  # an extra: only who draws needs it
+
+    columns = columns or min(4, max(1, n))
+    rows = max(1, -(-n // columns))
+    figure = Figure(figsize=size or (3.2 * columns, 0.3 + 2.9 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
+    for panel in panels[n:]:
+        panel.set_visible(False)
+    return figure, panels
+
+
+def _line(k: int) -> dict[str, Any]:
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)]}
+
+
+def _left(panels: Sequence["Axes"], label: str) -> None:
+    for panel in panels:
+        subplot = panel.get_subplotspec()
+        if subplot is not None and subplot.is_first_col():
+            panel.set_ylabel(label)
+
+
+def _legend(figure: "Figure", panels: Sequence["Axes"], title: str = "") -> None:
+    found: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(str(label), handle)
+    if found:
+        figure.legend(
+            list(found.values()), list(found), loc="outside lower center", ncols=max(1, min(len(found), int(figure.get_figwidth() / 1.6))), title=title or None
+        )
+
+
+def _save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+
+
+def _number(name: str) -> float:
+    found = re.search(r"-?\d+(\.\d+)?", name)
+    if not found:
+        raise FedSieveError(f"{name!r} holds no number to draw against")
+    return float(found[0])
