@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # torch and all that imports it is imported where used, so that --help is instant
     import torch
 
+    from fedsieve.types import RoundRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,6 +67,9 @@ def run(
         Path | None, typer.Option("--out", help="Run directory. [default: runs/KEY of the experiment]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the directory's last checkpoint.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into the run directory.")
+    ] = False,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -72,6 +78,7 @@ def run(
     from fedsieve.experiment import Experiment
     from fedsieve.report import text
     from fedsieve.report.progress import RunProgress
+    from fedsieve.report.tensorboard import TensorBoard
     from fedsieve.runs import run as run_experiment
 
     options = {
@@ -88,15 +95,25 @@ def run(
     experiment = Experiment.read(file, chosen) if file else Experiment.of(chosen)
     target = directory or Path("runs") / experiment.key
     start = time.perf_counter()
+    displays: list[Callable[[RoundRecord], None]] = []
+
+    def show(record: "RoundRecord") -> None:
+        for display in displays:
+            display(record)
+
     try:
-        with RunProgress(err, experiment.rounds, experiment.dataset.name, hidden=quiet) as progress:
+        with ExitStack() as stack:
+            progress = RunProgress(err, experiment.rounds, experiment.dataset.name, hidden=quiet)
+            displays.append(stack.enter_context(progress).show)
+            if tensorboard:
+                displays.append(stack.enter_context(closing(TensorBoard(target / "tensorboard"))).show)
             records, summary = run_experiment(
                 experiment,
                 out=target,
                 data=data_folder(),
                 device=_device(device),
                 resume=resume,
-                on_round=progress.show,
+                on_round=show,
             )
     except KeyboardInterrupt:
         err.print(f"interrupted; the same command with --resume goes on from {target}", soft_wrap=True)
@@ -208,6 +225,48 @@ def reproduce(
     out.print(f"{target} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
     if any(errors.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories, or folders of them.")],
+    directory: Annotated[Path, typer.Option("--out", help="Tables, figures and the page go here.")] = Path("report"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables.")] = False,
+) -> None:
+    """Tables, figures and a page to browse, from records alone."""
+    from fedsieve.report import figures, tables
+    from fedsieve.report.load import load
+    from fedsieve.report.page import write_page
+
+    runs = load(paths)
+    found = tables.grids(runs)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tables.md").write_text(tables.markdown(found, runs), encoding="utf-8")
+    (directory / "tables.tex").write_text(tables.latex(found), encoding="utf-8")
+    tables.write_csv(found, directory / "tables.csv")
+    drawn = figures.draw_all(runs, found, directory / "figures")
+    write_page(runs, directory / "index.html")
+    if not quiet:
+        for table in tables.terminal(found):
+            out.print(table)
+            out.print()
+    for line in tables.problems(runs):
+        err.print(f"[yellow]{_plain(line)}[/]", soft_wrap=True)
+    out.print(f"{len(runs)} runs, {len(found)} tables, {drawn} figures: {directory / 'index.html'}", soft_wrap=True)
+
+
+@app.command()
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands and leave.")] = False,
+) -> None:
+    """Show a running experiment until it is finished; Ctrl-C leaves it running."""
+    from fedsieve.report.watch import watch as show
+
+    try:
+        show(directory, out, once=once)
+    except KeyboardInterrupt:
+        out.print("the experiment itself goes on")
 
 
 @app.command("list")

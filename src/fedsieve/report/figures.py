@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsieve.metrics import mean_of, summarize
+from fedsieve.report.load import Run, component, differing, setting
+from fedsieve.report.tables import Grid
 from fedsieve.types import FedSieveError, RoundRecord
 
 if TYPE_CHECKING:
@@ -18,10 +20,10 @@ STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 BENIGN, MALICIOUS, ROOT = COLOURS[0], COLOURS[1], COLOURS[2]
 
-Runs = Mapping[str, Mapping[str, Sequence[RoundRecord]]]
+Lines = Mapping[str, Mapping[str, Sequence[RoundRecord]]]
 
 
-def accuracy_over_rounds(runs: Runs, path: Path, failures: bool = False) -> None:
+def accuracy_over_rounds(runs: Lines, path: Path, failures: bool = False) -> None:
     """One panel per outer key (say, attack), one line per inner key (say, defense).
 
     Args:
@@ -50,7 +52,7 @@ def accuracy_over_rounds(runs: Runs, path: Path, failures: bool = False) -> None
     _save(figure, path)
 
 
-def rates_over_rounds(runs: Runs, path: Path) -> None:
+def rates_over_rounds(runs: Lines, path: Path) -> None:
     """Benign clients rejected (above) and malicious clients missed (below), one column of panels per outer key."""
     figure, panels = _panels(2 * len(runs), columns=len(runs), sharey=True)
     n = len(runs)
@@ -71,7 +73,7 @@ def rates_over_rounds(runs: Runs, path: Path) -> None:
     _save(figure, path)
 
 
-def rates_against(runs: Runs, path: Path) -> None:
+def rates_against(runs: Lines, path: Path) -> None:
     """Accuracy and detection rates against a number in the inner keys (``p = 0.8``), one panel per outer key."""
     figure, panels = _panels(len(runs), sharey=True)
     lines = (
@@ -103,7 +105,7 @@ def heat_map(cells: Mapping[tuple[str, str], float | None], path: Path, title: s
     import numpy as np
 
     rows, columns = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
-    figure, panels = _panels(1, size=(1.4 + 0.75 * len(columns), 1.2 + 0.36 * len(rows)))
+    figure, panels = _panels(1, size=(3.4 + 0.75 * len(columns), 1.9 + 0.36 * len(rows)))
     table = np.full((len(rows), len(columns)), np.nan)
     for (row, column), value in cells.items():
         if value is not None:
@@ -121,7 +123,7 @@ def heat_map(cells: Mapping[tuple[str, str], float | None], path: Path, title: s
     _save(figure, path)
 
 
-def mask_scatter(runs: Runs, path: Path, round_: int = -1) -> None:
+def mask_scatter(runs: Lines, path: Path, round_: int = -1) -> None:
     """Where each client's mask lies in one round, along two principal components; one panel per pair of keys.
 
     Args:
@@ -203,6 +205,80 @@ def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:
     _save(figure, path)
 
 
+# --- All that a report shows --------------------------------------------------------------------------------
+
+
+def draw_all(runs: Sequence[Run], grids: Sequence[Grid], folder: Path) -> int:
+    """Accuracy and rates over rounds, accuracy against the share of malicious clients, and a heat map a table.
+
+    Args:
+        runs: All runs; curves are those of the first seed.
+        grids: Their tables.
+        folder: Where the pictures go.
+
+    Returns:
+        How many pictures there are.
+    """
+    drawn = 0
+    settings: dict[str, dict[str, dict[str, Run]]] = {}
+    shares: dict[str, dict[str, dict[str, dict[str, Run]]]] = {}
+    known = [(run, run.experiment) for run in runs if run.experiment is not None and run.records]
+    keys = differing([setting(e) for _, e in known])
+    for run, e in sorted(known, key=lambda pair: pair[1].seed):
+        found = setting(e)
+        attack, defense = component("attack", e.attack, e.dataset.name), component("defense", e.defense, e.dataset.name)
+        title = ", ".join(found[k] if k == "dataset" else f"{k} {found.get(k, 'usual')}" for k in keys)
+        settings.setdefault(title, {}).setdefault(attack, {}).setdefault(defense, run)
+        if e.n_malicious:
+            rest = ", ".join(found.get(key, "usual") for key in keys if key != "malicious")
+            share = f"{e.n_malicious / e.clients:.3g}"
+            shares.setdefault(rest, {}).setdefault(attack, {}).setdefault(defense, {}).setdefault(share, run)
+    for title, attacks in settings.items():
+        lines = {a: {d: run.records for d, run in defenses.items()} for a, defenses in attacks.items()}
+        accuracy_over_rounds(lines, folder / _file("accuracy", title))
+        drawn += 1
+        if any(r.false_positive_rate is not None for d in lines.values() for records in d.values() for r in records):
+            rates_over_rounds(lines, folder / _file("rates", title))
+            drawn += 1
+    for title, by_attack in shares.items():
+        several = {a: d for a, d in by_attack.items() if any(len(by_share) > 1 for by_share in d.values())}
+        if several:
+            _against_share(several, folder / _file("malicious", title))
+            drawn += 1
+    for grid in grids:
+        cells = {
+            (d, a): None if (c := grid.cells.get((d, a))) is None else c.mean
+            for d in grid.defenses
+            for a in grid.attacks
+        }
+        name = _file(grid.measure, grid.title)
+        heat_map(
+            cells, folder / name, f"{grid.title}\n{grid.heading}", low_is_good=grid.measure != "late_test_accuracy"
+        )
+        drawn += 1
+    return drawn
+
+
+def _against_share(runs: Mapping[str, Mapping[str, Mapping[str, Run]]], path: Path) -> None:
+    """Accuracy against the share of malicious clients; one panel per attack, one line per defense."""
+    figure, panels = _panels(len(runs), sharey=True)
+    for panel, (attack, defenses) in zip(panels, runs.items(), strict=False):
+        for k, (defense, by_share) in enumerate(sorted(defenses.items())):
+            points = sorted((float(share), run.summary["late_test_accuracy"]) for share, run in by_share.items())
+            points = [(100 * x, y) for x, y in points if y is not None]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=defense, marker=MARKS[k % len(MARKS)], **_line(k))
+        panel.set(title=attack, xlabel="malicious clients, %", ylim=(0, 1))
+        panel.grid(alpha=0.3)
+    _left(panels, "test accuracy")
+    _legend(figure, panels)
+    _save(figure, path)
+
+
+def _file(kind: str, title: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", f"{kind}-{title}".lower()).strip("-")[:120] + ".png"
+
+
 # --- Helpers ------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +315,11 @@ def _legend(figure: "Figure", panels: Sequence["Axes"], title: str = "") -> None
             found.setdefault(str(label), handle)
     if found:
         figure.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=max(1, min(len(found), int(figure.get_figwidth() / 1.6))), title=title or None
+            list(found.values()),
+            list(found),
+            loc="outside lower center",
+            ncols=max(1, min(len(found), int(figure.get_figwidth() / 1.6))),
+            title=title or None,
         )
 
 

@@ -1,8 +1,10 @@
 """A run in words and numbers, for a terminal or a program."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from rich.table import Table
 
 from fedsieve.experiment import Experiment
@@ -71,3 +73,36 @@ def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
     table.add_row("Time", f"{result['seconds']:.1f} s")
     table.add_row("Run directory", result["run_dir"])
     return table
+
+
+def as_command(experiment: Experiment) -> str:
+    """The ``fedsieve run`` that repeats an experiment: what is not the default of its dataset, attack and defense."""
+    e = experiment
+    options = {"dataset": e.dataset.name, "attack": e.attack.name, "defense": e.defense.name}
+    usual = Experiment.of({**options, "knows_defense": True}).model_dump(mode="json")
+    parts = [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
+    if e.dataset.name in ("csv", "npz"):
+        parts[0] = f"--dataset {shlex.quote(str(e.dataset.parameters['file']))}"
+    usual["knows_defense"] = False
+    for path, value in _differing(e.model_dump(mode="json"), usual):
+        short = {("clients",), ("malicious",), ("rounds",), ("seed",)}
+        if path in short:
+            parts.append(f"--{path[0]} {value}")
+        elif path[0] != "dataset" or path[-1] not in ("name", "file"):
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+            parts.append(f"--set {shlex.quote('.'.join(path) + '=' + text)}")
+    return " ".join(["fedsieve run", *parts])
+
+
+def _differing(
+    found: Mapping[str, Any], usual: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Settings that differ, by their path; a component of another name is one setting, with its parameters."""
+    for key, value in found.items():
+        other = usual.get(key) if isinstance(usual, Mapping) else None
+        if value == other:
+            continue
+        if isinstance(value, Mapping) and isinstance(other, Mapping) and value.get("name") == other.get("name"):
+            yield from _differing(value, other, (*above, key))
+        else:
+            yield (*above, key), value

@@ -101,7 +101,7 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Compared:
     """One measure of one cell of a table.
 
     Attributes:
@@ -145,7 +145,7 @@ def published() -> dict[tuple[str, str, str, str, str], float]:
         return {tuple(line[key] for key in keys): float(line["value"]) for line in csv.DictReader(file)}  # type: ignore[misc]
 
 
-def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> list[Cell]:
+def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> list[Compared]:
     """Every measure of every cell, ours beside theirs.
 
     Args:
@@ -170,7 +170,7 @@ def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> 
                     base = _reference(plan, cells, summaries, row.group)
                     goal = None if base is None else base - goal
                 found.append(
-                    Cell(
+                    Compared(
                         row.group,
                         row.label,
                         column,

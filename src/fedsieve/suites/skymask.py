@@ -198,8 +198,10 @@ def _detection(scale: Scale) -> Plan:
         *(("cifar10, q = 0.5",) if scale == "paper" else ()),
     )
     rows: list[Row] = []
-    for heading, (name, settings) in data(scale, names, {"fashion-mnist": 24, "har": 150}).items():
+    for heading, (name, settings) in data(scale, names, {"fashion-mnist": 16, "har": 80}).items():
         start = len(rows)
+        if scale == "small" and name != "har":  # half of the time would go into looking at images
+            settings = {**settings, "evaluate_every": 8}
         goals = _NATURAL if name == "har" else _STRICT if name != "cifar10, q = 0.5" else {"fpr": 0.05, "fnr": 0.03}
         shown = ours if scale == "small" and name == "fashion-mnist, iid" else judged
         for attack in ATTACKS:
@@ -218,7 +220,8 @@ def _detection(scale: Scale) -> Plan:
         if name == "har" and scale != "smoke":  # small, so that there is time for three
             rows[start:] = [replace(row, seeds=(0, 1, 2)) for row in rows[start:]]
     if scale != "smoke":
-        name, settings = data(scale, GROUPS[:1], {"fashion-mnist": 24})[GROUPS[0]]
+        name, settings = data(scale, GROUPS[:1], {"fashion-mnist": 16})[GROUPS[0]]
+        settings = {**settings, "evaluate_every": 8 if scale == "small" else settings["evaluate_every"]}
         attacks = ATTACKS[1:] if scale == "paper" else ("label-flip", "min-sum", "scaling")
         for fraction in (0.4, 0.6, 0.8):
             heading = f"fashion-mnist, q = 0.5, {fraction:.0%} malicious"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedsieve.suites.plan import Cell, Plan, Suite
+from fedsieve.suites.plan import Compared, Plan, Suite
 
 _SHORT = "✗"
 _HEADINGS = {
@@ -20,7 +20,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"  # noqa: RUF001 (a dash is meant)
 
 
-def _text(cells: Sequence[Cell]) -> str:
+def _text(cells: Sequence[Compared]) -> str:
     """One field of a table: ours, the paper's in brackets, a mark where a goal is missed, or why there is nothing."""
     error = next((cell.error for cell in cells if cell.error), "")
     if error and all(cell.ours is None for cell in cells):
@@ -39,7 +39,7 @@ def _text(cells: Sequence[Cell]) -> str:
     return ours + theirs + mark + few
 
 
-def _blocks(suite: Suite, cells: Sequence[Cell]) -> list[tuple[str, str, list[list[str]]]]:
+def _blocks(suite: Suite, cells: Sequence[Compared]) -> list[tuple[str, str, list[list[str]]]]:
     """Tables as (group, what is shown, lines of fields), the first line the head."""
     found = []
     for group in dict.fromkeys(cell.group for cell in cells):
@@ -59,17 +59,17 @@ def _blocks(suite: Suite, cells: Sequence[Cell]) -> list[tuple[str, str, list[li
     return found
 
 
-def _goal(cells: Sequence[Cell]) -> str:
+def _goal(cells: Sequence[Compared]) -> str:
     goals = [c for c in cells if c.goal is not None and c.ours is not None]
     return ", ".join(f"{'≥' if c.measure == 'accuracy' else '≤'} {number(c.goal)}" for c in goals)
 
 
-def shortfalls(cells: Sequence[Cell]) -> list[Cell]:
+def shortfalls(cells: Sequence[Compared]) -> list[Compared]:
     """What falls short of its goal."""
     return [cell for cell in cells if cell.short]
 
 
-def verdict(cells: Sequence[Cell]) -> str:
+def verdict(cells: Sequence[Compared]) -> str:
     """In one line, how many goals are met."""
     judged = [cell for cell in cells if cell.goal is not None and cell.ours is not None]
     missed = shortfalls(cells)
@@ -78,7 +78,7 @@ def verdict(cells: Sequence[Cell]) -> str:
     return f"{len(judged) - len(missed)} of {len(judged)} goals are met; {_SHORT} marks the others."
 
 
-def markdown(suite: Suite, plan: Plan, cells: Sequence[Cell], how: str) -> str:
+def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> str:
     """The page of a suite.
 
     Args:
@@ -100,7 +100,7 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Cell], how: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def terminal(suite: Suite, cells: Sequence[Cell]) -> list[Table]:
+def terminal(suite: Suite, cells: Sequence[Compared]) -> list[Table]:
     """The same tables for a terminal."""
     tables = []
     for group, heading, lines in _blocks(suite, cells):
@@ -113,7 +113,7 @@ def terminal(suite: Suite, cells: Sequence[Cell]) -> list[Table]:
     return tables
 
 
-def write_csv(cells: Sequence[Cell], path: Path) -> None:
+def write_csv(cells: Sequence[Compared], path: Path) -> None:
     """One line for each measure of each cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,0 +1,143 @@
+"""Runs as a report sees them: finished or not, failed, broken; whatever is wrong with one is told, not thrown."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedsieve.experiment import Component, Experiment
+from fedsieve.metrics import summarize
+from fedsieve.registry import complete
+from fedsieve.registry import load as load_class
+from fedsieve.runs import RunDirectory
+from fedsieve.types import FedSieveError, ParameterError, RoundRecord
+
+_NUMBERS = ("test_accuracy", "test_loss", "attack_success_rate", "attack_success_rate_all")
+_RATES = ("false_positive_rate", "false_negative_rate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        path: Where it is.
+        experiment: What was asked for; None if that can't be read.
+        records: Rounds that are there, numbers that are none taken out.
+        problems: What is wrong with it, one line each; nothing if it is finished and whole.
+    """
+
+    path: Path
+    experiment: Experiment | None
+    records: tuple[RoundRecord, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are there."""
+        return self.experiment is not None and len(self.records) == self.experiment.rounds
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """:func:`fedsieve.metrics.summarize` of the records, and of none too."""
+        return summarize(self.records)
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """The runs in these directories, each a run directory, its records file, or a folder of run directories.
+
+    Raises:
+        FedSieveError: If there is none at all.
+    """
+    found = sorted({folder for path in paths for folder in _folders(path)})
+    if not found:
+        raise ParameterError(
+            f"no run in {', '.join(map(str, paths))}: a run directory holds experiment.yaml or records.jsonl"
+        )
+    return [_read(folder) for folder in found]
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        path = path.parent
+    marks = ("experiment.yaml", "records.jsonl", "error.txt")
+    if any((path / name).exists() for name in marks):
+        yield path
+        return
+    for name in marks:
+        yield from (file.parent for file in path.glob(f"*/{name}"))
+
+
+def _read(folder: Path) -> Run:
+    problems: list[str] = []
+    experiment: Experiment | None = None
+    records: tuple[RoundRecord, ...] = ()
+    if (folder / "error.txt").exists():
+        text = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
+        problems.append(f"failed: {text.splitlines()[-1] if text else 'without a word'}")
+    try:
+        experiment = Experiment.read(folder / "experiment.yaml")
+    except FedSieveError as error:
+        problems.append(f"settings: {error}")
+    try:
+        records = tuple(RunDirectory(folder).records())
+    except (FedSieveError, OSError, UnicodeDecodeError) as error:
+        problems.append(f"records: {error}")
+    whole = tuple(_finite(record) for record in records)
+    bad = sum(a != b for a, b in zip(records, whole, strict=True))
+    if bad:
+        problems.append(f"{bad} of {len(records)} rounds hold a number that is none, and are taken without it")
+    if experiment and not problems and len(records) < experiment.rounds:
+        problems.append(f"unfinished: {len(records)} of {experiment.rounds} rounds")
+    elif experiment and len(records) > experiment.rounds:
+        problems.append(f"{len(records)} rounds where {experiment.rounds} were asked for")
+    return Run(folder, experiment, whole, tuple(problems))
+
+
+def _finite(record: RoundRecord) -> RoundRecord:
+    wrong = {
+        name: None
+        for name in (*_NUMBERS, *_RATES)
+        if (value := getattr(record, name)) is not None and not math.isfinite(value)
+    }
+    return replace(record, **wrong) if wrong else record  # type: ignore[arg-type]
+
+
+# --- What tells one run from another ------------------------------------------------------------------------
+
+
+def component(kind: str, value: Component, dataset: str = "") -> str:
+    """A name, and the parameters that are not the usual ones, for this dataset or at all."""
+    given = getattr(load_class("datasets", dataset), "defaults", {}) if dataset else {}
+    usual = complete(f"{kind}s", value.name, {}, given.get(f"{kind}_parameters"))
+    differing = {k: v for k, v in value.parameters.items() if k not in usual or v != usual[k]}
+    said = ", ".join(f"{k}={v}" for k, v in differing.items())
+    return f"{value.name} ({said})" if said else value.name
+
+
+def setting(experiment: Experiment) -> dict[str, str]:
+    """All that a table's rows, columns and seeds do not say, as words."""
+    e = experiment
+    found = {
+        "dataset": component("dataset", e.dataset),
+        "model": component("model", e.model),
+        "partition": component("partition", e.partition),
+        "clients": str(e.clients),
+        "malicious": str(e.malicious),
+        "rounds": str(e.rounds),
+        "knowledge": e.knowledge,
+        "clients per round": str(e.clients_per_round),
+    }
+    for section in ("local", "server", "root"):
+        usual = type(getattr(e, section))()
+        values, defaults = getattr(e, section).model_dump(), usual.model_dump()
+        found |= {f"{section} {k}": str(v) for k, v in values.items() if v != defaults[k]}
+    return found
+
+
+def differing(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Keys in which these settings are not all alike; the dataset always."""
+    keys = dict.fromkeys(key for found in settings for key in found)
+    return [key for key in keys if key == "dataset" or len({found.get(key, "usual") for found in settings}) > 1]

@@ -1,0 +1,129 @@
+"""One self-contained page to browse runs: no network, no server, all data inside."""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fedsieve.report.load import Run, component, differing, setting
+from fedsieve.report.tables import problems
+from fedsieve.report.text import as_command
+from fedsieve.types import RoundRecord
+
+# What scatter plots may take of the page, in characters, and at most how many of one run's rounds are in it.
+_SCATTER_BUDGET = 12_000_000
+_SCATTER_ROUNDS = 60
+_CURVE_POINTS = 200
+_SHORT = {
+    "accuracy": "late_test_accuracy",
+    "success": "attack_success_rate",
+    "fpr": "late_false_positive_rate",
+    "fnr": "late_false_negative_rate",
+}
+_CURVES = {
+    "accuracy": "test_accuracy",
+    "success": "attack_success_rate",
+    "fpr": "false_positive_rate",
+    "fnr": "false_negative_rate",
+}
+
+
+def write_page(runs: Sequence[Run], path: Path) -> None:
+    """Everything about these runs as one HTML file."""
+    known = [run for run in runs if run.experiment is not None]
+    drawn = sum(any(r.diagnosis for r in run.records) for run in known)
+    budget = _SCATTER_BUDGET // max(1, drawn)
+    settings = [setting(run.experiment) for run in known if run.experiment is not None]
+    content = {
+        "version": version("fedsieve"),
+        "filters": differing(settings),
+        "problems": problems(runs),
+        "runs": [_run(run, found, budget) for run, found in zip(known, settings, strict=True)],
+    }
+    text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    page = files("fedsieve.report").joinpath("page.html").read_text(encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
+
+
+def _run(run: Run, found: dict[str, str], budget: int) -> dict[str, Any]:
+    e = run.experiment
+    assert e is not None
+    problem = run.problems[0] if run.problems else ""
+    scatter, sampled = _scatter(run.records, budget)
+    return {
+        "attack": component("attack", e.attack, e.dataset.name),
+        "defense": component("defense", e.defense, e.dataset.name),
+        "seed": e.seed,
+        "setting": found,
+        "done": run.finished,
+        "state": "" if run.finished else problem.partition(":")[0] or "unfinished",
+        "note": problem,
+        "rounds": len(run.records),
+        "summary": {name: _rounded(run.summary[full]) for name, full in _SHORT.items()},
+        "curves": {name: curve for name, full in _CURVES.items() if (curve := _curve(run.records, full))},
+        "map": _map(run.records),
+        "scatter": scatter,
+        "sampled": sampled,
+        "command": as_command(e),
+    }
+
+
+def _curve(records: Sequence[RoundRecord], field: str) -> list[list[float]] | None:
+    """Rounds and values; of very many, evenly spaced ones and the last."""
+    points = [(r.round, _rounded(getattr(r, field))) for r in records if getattr(r, field) is not None]
+    if not points:
+        return None
+    chosen = [points[k] for k in _spaced(len(points), _CURVE_POINTS)]
+    return [[float(r) for r, _ in chosen], [v or 0.0 for _, v in chosen]]
+
+
+def _map(records: Sequence[RoundRecord]) -> dict[str, Any] | None:
+    """Who was rejected in which round; None if the defense rejects nobody."""
+    shown = [records[k] for k in _spaced(len(records), _CURVE_POINTS)]
+    if not any(record.rejected is not None for record in shown):
+        return None
+    clients = sorted({client for record in shown for client in record.clients})
+    everybody = all(len(record.clients) == len(clients) for record in shown)
+    return {
+        "clients": clients,
+        "malicious": sorted({client for record in shown for client in record.malicious}),
+        "rejected": [list(record.rejected or ()) for record in shown],
+        "present": None if everybody else [list(record.clients) for record in shown],
+    }
+
+
+def _scatter(records: Sequence[RoundRecord], budget: int) -> tuple[list[dict[str, Any]], bool]:
+    """The masks of as many rounds as the budget has room for, evenly spaced; whether some are left out."""
+    seen = [record for record in records if record.diagnosis is not None]
+    if not seen:
+        return [], False
+    size = len(json.dumps(_round(seen[-1]), separators=(",", ":")))
+    chosen = _spaced(len(seen), min(_SCATTER_ROUNDS, max(1, budget // size)))
+    return [_round(seen[k]) for k in chosen], len(chosen) < len(seen)
+
+
+def _round(record: RoundRecord) -> dict[str, Any]:
+    seen = record.diagnosis
+    assert seen is not None
+    return {
+        "round": record.round,
+        "clients": list(record.clients),
+        "rejected": list(record.rejected or ()),
+        "points": [None if x is None or y is None else [x, y] for x, y in seen.coordinates],
+        "root": None if seen.root is None else list(seen.root),
+        "reasons": list(seen.reasons),
+    }
+
+
+def _spaced(n: int, most: int) -> list[int]:
+    """At most so many of n positions, evenly spaced, the last one among them."""
+    if n <= most:
+        return list(range(n))
+    return sorted({n - 1 - round(k * (n - 1) / max(1, most - 1)) for k in range(most)}) if most > 1 else [n - 1]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,233 @@
+"""Attack x defense tables from runs: mean and deviation over seeds, the worst case over attacks, the best marked."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.table import Table
+
+from fedsieve.report.load import Run, component, differing, setting
+
+# What is shown, by the names that summaries have, and whether more is better.
+MEASURES = {
+    "late_test_accuracy": ("Test accuracy, last tenth of the rounds", True),
+    "attack_success_rate": ("Attack success rate, last round", False),
+    "late_false_positive_rate": ("Benign clients rejected, second half of the rounds", False),
+    "late_false_negative_rate": ("Malicious clients missed, second half of the rounds", False),
+}
+WORST = "worst"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measure over the seeds of an attack and a defense.
+
+    Attributes:
+        mean: Over the finished runs; None without one, or where it has no meaning.
+        deviation: Over these; None for one.
+        finished: How many.
+        runs: How many there are, finished or not.
+        problem: What is wrong with the others, or "".
+    """
+
+    mean: float | None
+    deviation: float | None
+    finished: int
+    runs: int
+    problem: str
+
+    def text(self, plus_minus: str = "±") -> str:
+        """In per cent, or why there is nothing."""
+        if self.mean is None:
+            return self.problem.partition(":")[0] if self.problem else "–"  # noqa: RUF001
+        spread = f" {plus_minus} {100 * self.deviation:.1f}" if self.deviation is not None else ""
+        missing = f" [{self.finished} of {self.runs}]" if self.finished < self.runs else ""
+        return f"{100 * self.mean:.1f}{spread}{missing}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table: everything but attack, defense and seed is the same.
+
+    Attributes:
+        title: What that is, as far as it differs from the other tables'.
+        measure: Of :data:`MEASURES`.
+        defenses: Rows.
+        attacks: Columns.
+        cells: By (defense, attack); missing ones are not there.
+        worst: Over the attacks, by defense; only where every attack has a number.
+        best: Which defenses are best, by column.
+    """
+
+    title: str
+    measure: str
+    defenses: tuple[str, ...]
+    attacks: tuple[str, ...]
+    cells: dict[tuple[str, str], Cell]
+    worst: dict[str, float]
+    best: dict[str, frozenset[str]]
+
+    @property
+    def heading(self) -> str:
+        """What the numbers are."""
+        return f"{MEASURES[self.measure][0]}, %"
+
+
+def grids(runs: Sequence[Run]) -> list[Grid]:
+    """A table for each setting and measure that has any number."""
+    known = [(run, run.experiment) for run in runs if run.experiment is not None]
+    settings = {run.path: setting(e) for run, e in known}
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run, _ in known:
+        groups.setdefault(tuple(settings[run.path].items()), []).append(run)
+    keys = differing([settings[run.path] for run, _ in known])
+    found = []
+    for group, members in groups.items():
+        named = dict(group)
+        title = ", ".join(named[k] if k == "dataset" else f"{k} {named.get(k, 'usual')}" for k in keys)
+        found += [grid for measure in MEASURES if (grid := _grid(title, measure, members)) is not None]
+    return found
+
+
+def _grid(title: str, measure: str, runs: Sequence[Run]) -> Grid | None:
+    by_cell: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        assert run.experiment is not None
+        key = (
+            component("defense", run.experiment.defense, run.experiment.dataset.name),
+            component("attack", run.experiment.attack, run.experiment.dataset.name),
+        )
+        by_cell.setdefault(key, []).append(run)
+    cells = {key: _cell(found, measure) for key, found in by_cell.items()}
+    if measure != "late_test_accuracy" and all(cell.mean is None for cell in cells.values()):
+        return None
+    defenses = tuple(sorted(dict.fromkeys(d for d, _ in cells)))
+    attacks = tuple(sorted(dict.fromkeys(a for _, a in cells), key=lambda a: (a != "none", a)))
+    if measure != "late_test_accuracy":  # rates have no meaning for some attacks and defenses
+        attacks = tuple(a for a in attacks if any((c := cells.get((d, a))) and c.mean is not None for d in defenses))
+        defenses = tuple(d for d in defenses if any((c := cells.get((d, a))) and c.mean is not None for a in attacks))
+    more = MEASURES[measure][1]
+    worst = {}
+    for defense in defenses:
+        row = [cells.get((defense, attack)) for attack in attacks]
+        values = [cell.mean for cell in row if cell is not None and cell.mean is not None]
+        if len(values) == len(attacks) > 1:
+            worst[defense] = min(values) if more else max(values)
+    columns = {a: {d: c.mean for d in defenses if (c := cells.get((d, a))) and c.mean is not None} for a in attacks}
+    best = {a: _best(values, more) for a, values in (*columns.items(), (WORST, worst))}
+    return Grid(title, measure, defenses, attacks, cells, worst, best)
+
+
+def _cell(runs: Sequence[Run], measure: str) -> Cell:
+    values = [v for run in runs if run.finished and (v := run.summary[measure]) is not None]
+    done = sum(run.finished for run in runs)
+    problem = next((run.problems[0] for run in runs if not run.finished and run.problems), "")
+    deviation = stdev(values) if len(values) > 1 else None
+    return Cell(mean(values) if values else None, deviation, done, len(runs), problem)
+
+
+def _best(values: dict[str, float], more: bool) -> frozenset[str]:
+    """Whose number is the best, to a tenth of a per cent; nobody's, where there is no choice."""
+    if len(values) < 2:
+        return frozenset()
+    top = (max if more else min)(round(value, 3) for value in values.values())
+    return frozenset(d for d, value in values.items() if round(value, 3) == top)
+
+
+def _lines(grid: Grid, strong: tuple[str, str], plus_minus: str = "±") -> list[list[str]]:
+    """Fields, the head first; the best in ``strong``."""
+    worst = [WORST] if grid.worst else []
+    lines = [["", *grid.attacks, *worst]]
+    for defense in grid.defenses:
+        fields = [defense]
+        for attack in grid.attacks:
+            cell = grid.cells.get((defense, attack))
+            text = "not run" if cell is None else cell.text(plus_minus)
+            fields.append(f"{strong[0]}{text}{strong[1]}" if defense in grid.best[attack] else text)
+        if worst:
+            text = f"{100 * grid.worst[defense]:.1f}" if defense in grid.worst else "–"  # noqa: RUF001
+            fields.append(f"{strong[0]}{text}{strong[1]}" if defense in grid.best[WORST] else text)
+        lines.append(fields)
+    return lines
+
+
+def markdown(found: Sequence[Grid], runs: Sequence[Run]) -> str:
+    """All tables, and what is wrong with the runs."""
+    parts, last = [], None
+    for grid in found:
+        parts += [f"## {grid.title}"] if grid.title != last else []
+        last = grid.title
+        head, *body = [
+            "| " + " | ".join(f.replace("|", "/") for f in line) + " |" for line in _lines(grid, ("**", "**"))
+        ]
+        rule = "|---" * (1 + len(grid.attacks) + bool(grid.worst)) + "|"
+        parts.append("\n".join([f"{grid.heading}; the best of each column in bold:\n", head, rule, *body]))
+    wrong = problems(runs)
+    if wrong:
+        parts.append("## Runs that are not whole\n\n" + "\n".join(f"- {line}" for line in wrong))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(found: Sequence[Grid]) -> str:
+    """All tables, to be read in by a document that uses the package booktabs."""
+    parts = []
+    for grid in found:
+        lines = _lines(grid, (r"\textbf{", "}"), r"$\pm$")
+        rows = [" & ".join(_escaped(field) for field in line) + r" \\" for line in lines]
+        columns = "l" + "r" * (len(lines[0]) - 1)
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    rf"\caption{{{_escaped(grid.title)}. {_escaped(grid.heading)}.}}",
+                    rf"\begin{{tabular}}{{{columns}}}",
+                    r"\toprule",
+                    rows[0],
+                    r"\midrule",
+                    *rows[1:],
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """What LaTeX would take for an order, as text; the orders that are meant stay."""
+    for plain, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("–", "--")):  # noqa: RUF001
+        text = text.replace(plain, safe)
+    return text
+
+
+def terminal(found: Sequence[Grid]) -> list[Table]:
+    """All tables."""
+    tables = []
+    for grid in found:
+        table = Table(title=f"{grid.title}\n{grid.heading}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        lines = [[field.replace("[", r"\[") for field in line] for line in _lines(grid, ("\0", "\1"))]
+        for k, name in enumerate(lines[0]):
+            table.add_column(name, justify="right" if k else "left")
+        for line in lines[1:]:
+            table.add_row(*(field.replace("\0", "[bold]").replace("\1", "[/]") for field in line))
+        tables.append(table)
+    return tables
+
+
+def write_csv(found: Sequence[Grid], path: Path) -> None:
+    """One line for each cell of each table."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["setting", "defense", "attack", "measure", "mean", "deviation", "finished", "runs", "problem"])
+        for grid in found:
+            for (defense, attack), c in grid.cells.items():
+                numbers = ["" if v is None else round(v, 5) for v in (c.mean, c.deviation)]
+                writer.writerow([grid.title, defense, attack, grid.measure, *numbers, c.finished, c.runs, c.problem])
+
+
+def problems(runs: Sequence[Run]) -> list[str]:
+    """What is wrong with which run."""
+    return [f"{run.path}: {problem}" for run in runs for problem in run.problems]

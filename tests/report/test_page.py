@@ -1,0 +1,201 @@
+"""The page: what is in it, and that a real browser shows it without a complaint."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsieve.experiment import Experiment
+from fedsieve.report import page as page_module
+from fedsieve.report.load import load
+from fedsieve.report.page import write_page
+from tests.report.conftest import diagnosis, record
+
+MakeRun = Callable[..., Path]
+CHROMIUM = os.environ.get("FEDSIEVE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def content(path: Path) -> dict[str, Any]:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])  # type: ignore[no-any-return]
+
+
+def five(make_run: MakeRun) -> Path:
+    """Five runs: two seeds of one cell, a failed one, an unfinished one, and one whose defense rejects nobody."""
+    seen = [record(k, 0.5 + 0.1 * k, diagnosis=diagnosis(), rejected=(0, 2) if k == 1 else (0,)) for k in range(3)]
+    make_run("a", [], seen, attack="min-max", rounds=3)
+    make_run("b", [], seen, attack="min-max", rounds=3, seed=1)
+    blind = [record(k, 0.4, rejected=None, false_positive_rate=None, false_negative_rate=None) for k in range(3)]
+    make_run("c", [], blind, attack="min-max", defense="mean", rounds=3)
+    make_run("d", [0.3], attack="none", defense="mean", rounds=3)
+    path = make_run("e", [], attack="none", rounds=3)
+    (path / "error.txt").write_text("no memory for </script><b>\n")
+    return path.parent
+
+
+def test_content(make_run: MakeRun, tmp_path: Path) -> None:
+    write_page(load([five(make_run)]), tmp_path / "index.html")
+    found = content(tmp_path / "index.html")
+    assert len(found["runs"]) == 5
+    assert found["filters"] == ["dataset"]
+    by_cell = {(r["defense"], r["attack"], r["seed"]): r for r in found["runs"]}
+    one = by_cell["skymask", "min-max", 0]
+    assert one["done"]
+    assert one["summary"]["accuracy"] == pytest.approx(0.7)
+    assert one["curves"]["accuracy"] == [[0, 1, 2], [0.5, 0.6, 0.7]]
+    assert one["map"] == {
+        "clients": [0, 1, 2, 3], "malicious": [0], "rejected": [[0], [0, 2], [0]], "present": None
+    }  # fmt: skip
+    assert [s["round"] for s in one["scatter"]] == [0, 1, 2]
+    assert one["scatter"][0]["points"] == [[0, 0], [1, -1], [2, -2], None]
+    assert by_cell["mean", "min-max", 0]["map"] is None
+    assert by_cell["mean", "none", 0]["state"] == "unfinished"
+    assert by_cell["skymask", "none", 0]["state"] == "failed"
+    assert len(found["problems"]) == 2
+
+
+def test_the_command_repeats_the_experiment() -> None:
+    from fedsieve.cli import _settings
+
+    cases: list[dict[str, Any]] = [
+        {},
+        {"dataset": "har", "attack": {"name": "scaling", "factor": 3.0}, "defense": ["norm-clipping", "median"]},
+        {"local": {"epochs": 2}, "root": {"bias": 0.8}, "partition": {"name": "dirichlet", "alpha": 0.1}, "seed": 4},
+        {"attack": "adaptive-skymask", "knows_defense": True, "rounds": 7, "clients": 9, "malicious": 3},
+        {"defense": {"name": "skymask", "preset": "paper", "tau": 0.3}, "model": {"name": "mlp", "hidden": [9, 8]}},
+        {"attack": {"name": "mixture", "attacks": ["min-max", "label-flip"]}, "server": {"optimizer": "Adam"}},
+    ]
+    import shlex
+
+    from fedsieve.report.text import as_command
+
+    for case in cases:
+        wanted = Experiment.of(case)
+        words = shlex.split(as_command(wanted))
+        assert words[:2] == ["fedsieve", "run"]
+        options: dict[str, Any] = {}
+        pairs = []
+        for name, value in zip(words[2::2], words[3::2], strict=True):
+            if name == "--set":
+                pairs.append(value)
+            else:
+                number = name[2:] in ("clients", "malicious", "rounds", "seed")
+                options[name[2:]] = int(value) if number else value
+        assert Experiment.of(_settings(options, pairs)).key == wanted.key, words
+
+
+def test_scatters_keep_to_their_budget(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "_SCATTER_BUDGET", 2000)
+    make_run("a", [], [record(k, 0.5, diagnosis=diagnosis()) for k in range(40)], rounds=40)
+    path = make_run("b", [], [record(k, 0.5, diagnosis=diagnosis()) for k in range(40)], rounds=40, seed=1)
+    write_page(load([path.parent]), tmp_path / "index.html")
+    for run in content(tmp_path / "index.html")["runs"]:
+        assert run["sampled"]
+        assert 1 < len(run["scatter"]) < 10
+        assert run["scatter"][-1]["round"] == 39
+
+
+def test_nothing_is_fetched() -> None:
+    text = Path(page_module.__file__).with_name("page.html").read_text()
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']", text)
+    assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium; FEDSIEVE_CHROMIUM says where one is")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield found
+        found.close()
+
+
+def opened(browser: Any, path: Path, **more: Any) -> tuple[Any, list[str]]:
+    tab, said = browser.new_page(**more), []
+    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
+    tab.goto(path.as_uri())
+    return tab, said
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any, scheme: str) -> None:
+    write_page(load([five(make_run)]), tmp_path / "index.html")
+    tab, said = opened(browser, tmp_path / "index.html", color_scheme=scheme)
+    assert tab.inner_text("#counts").startswith("5 runs, 3 finished")
+    assert tab.inner_text("#problem-count") == "2 problems"
+    cell = tab.locator("#matrix tbody button", has_text="70.0 ± 0.0")
+    assert cell.count() == 1
+    assert tab.locator("#matrix tbody button", has_text="failed").count() == 1
+    assert tab.locator("#detail").is_hidden()
+    cell.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#detail").is_visible()
+    assert tab.inner_text("#h-detail") == "skymask against min-max"
+    assert tab.locator("#curves svg").count() == 3
+    assert "Benign clients were rejected 1 of 9 times, malicious ones missed 0 of 3 times" in tab.inner_text(
+        "#map-text"
+    )
+    assert "Round 3: 1 of 4" in tab.inner_text("#scatter-text")
+    tab.locator("#round").focus()
+    tab.keyboard.press("ArrowLeft")
+    assert "Round 2: 2 of 4" in tab.inner_text("#scatter-text")
+    assert tab.inner_text("#command").startswith("fedsieve run --dataset digits --attack min-max --defense skymask")
+    tab.select_option("#measure", "fpr")
+    assert "benign clients rejected" in tab.inner_text("#matrix caption").lower()
+    tab.locator("#matrix tbody button[aria-label^='mean against min-max']").click()
+    assert tab.locator("#map-box").is_hidden()
+    # every control has a name, every picture a text
+    for each in tab.locator("select, input, button").all():
+        name = each.evaluate("e => e.labels?.[0]?.innerText || e.getAttribute('aria-label') || e.innerText")
+        assert name.strip()
+    for each in tab.locator("#detail [role=img]:visible").all():
+        assert each.get_attribute("aria-label")
+    colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+    assert said == []
+
+
+def test_two_thousand_runs(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
+    seen = [record(k, 0.5 + 0.02 * k, diagnosis=diagnosis()) for k in range(20)]
+    first = make_run("0", [], seen, attack="min-max", rounds=20)
+    import dataclasses
+
+    (run,) = load([first])
+    assert run.experiment is not None
+    names = ["none", "min-max", "min-sum", "label-flip", "scaling"]
+    defenses = ["mean", "median", "geometric-median", "skymask"]
+    many = [
+        dataclasses.replace(
+            run,
+            path=Path(f"{a}-{d}-{s}-{q}"),
+            experiment=Experiment.of({
+                "dataset": "digits", "clients": 4, "malicious": 1, "rounds": 20, "attack": a, "defense": d, "seed": s,
+                "partition": {"name": "groups", "q": q},
+            }),
+        )
+        for a in names for d in defenses for s in range(25) for q in (0.2, 0.4, 0.6, 0.8)
+    ]  # fmt: skip
+    assert len(many) == 2000
+    write_page(many, tmp_path / "index.html")
+    assert (tmp_path / "index.html").stat().st_size < 30e6
+    tab, said = opened(browser, tmp_path / "index.html")
+    assert tab.inner_text("#counts").startswith("2000 runs, 2000 finished")
+    assert "500 runs shown" in tab.inner_text("#shown")
+    assert tab.locator("#matrix tbody button").count() == 20
+    tab.select_option("#filter-partition", "")
+    assert "2000 runs shown, of 4 settings together" in tab.inner_text("#shown")
+    tab.locator("#matrix tbody button").first.click()
+    assert tab.locator("#run option").count() == 100
+    assert tab.locator("#curves svg").count() == 3
+    assert said == []
