@@ -216,7 +216,9 @@ def _detection(scale: Scale) -> Plan:
             adaptive: dict[str, Any] = {**settings, "attack": "adaptive-skymask", "knows_defense": True}
             if scale == "small" and name != "har":
                 adaptive["attack"] = {"name": "adaptive-skymask", "shares": [0.01, 1.0], "strengths": [0.5, 1.0, 4.0]}
-            rows.append(Row(heading, "adaptive-skymask", adaptive, "", columns=("skymask", "paper")))
+            # a rehearsal of the paper's masks on the small scale's images would take a third of its time
+            known = ours if scale == "small" and name != "har" else ("skymask", "paper")
+            rows.append(Row(heading, "adaptive-skymask", adaptive, "", columns=known))
         if name == "har" and scale != "smoke":  # small, so that there is time for three
             rows[start:] = [replace(row, seeds=(0, 1, 2)) for row in rows[start:]]
     if scale != "smoke":
