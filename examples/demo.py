@@ -59,8 +59,8 @@ def main() -> None:
     console.print(
         "\nSix of thirty clients are malicious. Accuracy is on test data nobody trained on, the mean of the last "
         "rounds; 'mean' is plain federated averaging. A backdoor works where an image with the attacker's mark is read "
-        "as the attacker's digit. The last two columns are SkyMask's decisions, over all rounds. Flipped labels look "
-        "much like differing data here: SkyMask hardly finds them, and they cost a few points."
+        "as the attacker's digit. The last two columns are SkyMask's decisions, over all rounds: who flips labels is "
+        "found after a round or two, everybody else at once."
     )
     accuracy_over_rounds(runs, PICTURE)
     console.print(f"\nAccuracy over rounds: {PICTURE}    ({time.perf_counter() - start:.0f} seconds)")
