@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check lint types bench matrix invariant clean
+.PHONY: demo test check lint types bench matrix clean
 
 demo: .venv/ready  ## a federation under attack, on data that ships with scikit-learn; about a minute
 	$(BIN)/python examples/demo.py
@@ -25,11 +25,8 @@ bench: .venv/ready  ## how fast, as ratios to the obvious way
 matrix: .venv/ready  ## every attack against every defense on the digits; about seven minutes on two cores
 	$(BIN)/python examples/matrix.py
 
-invariant: .venv/ready  ## the Invariant Aggregator against backdoors, on CIFAR-10 and Fashion-MNIST; about twenty minutes
-	$(BIN)/python examples/invariant.py
-
 clean:
-	rm -rf .venv build demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build demo runs reproduced report .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -318,7 +318,7 @@ def _legend(figure: "Figure", panels: Sequence["Axes"], title: str = "") -> None
             list(found.values()),
             list(found),
             loc="outside lower center",
-            ncols=max(1, min(len(found), int(figure.get_figwidth() / 1.6))),
+            ncols=max(1, min(len(found), int(figure.get_figwidth() / 2.3))),
             title=title or None,
         )
 
