@@ -1,49 +1,50 @@
 """Many experiments at once, for the tables below docs/results: what the scripts beside this file share."""
 
 import csv
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import track
+from rich.console import Console
 
-from fedsieve import Experiment, FedSieveError, Simulation, summarize
+from fedsieve import Experiment, FedSieveError, summarize
 from fedsieve.data.store import data_folder
-from fedsieve.report.text import percent
+from fedsieve.report.progress import SweepProgress
+from fedsieve.report.text import markdown_table, number
+from fedsieve.runs import RunDirectory
+from fedsieve.sweep import sweep
 
-OUT = Path("docs/results")
+OUT, RUNS = Path("docs/results"), Path("runs")
 Cell = Mapping[str, Any]
-
-
-def play(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One run's summary, or the error that kept it from running."""
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    try:
-        simulation = Simulation.of(Experiment.of(settings), folder=data_folder(), device=torch.device("cpu"))
-        result = {**summarize([record for _, record in simulation.rounds()]), "error": ""}
-    except FedSieveError as error:
-        result = {"error": str(error)}
-    return {**result, "seconds": time.perf_counter() - start}
 
 
 def play_all(
     cells: Mapping[tuple[str, ...], Mapping[str, Any]], processes: int
 ) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Every cell's summary; prints what failed and what took longest."""
-    with ProcessPoolExecutor(processes) as pool:
-        results = list(track(pool.map(play, cells.values()), total=len(cells), description="runs"))
-    found = dict(zip(cells, results, strict=True))
+    """Every cell's summary, or the error that kept it from running; prints what failed and what took longest."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    experiments = {}
+    for name, settings in cells.items():
+        try:
+            experiments[name] = Experiment.of(settings)
+        except FedSieveError as error:
+            found[name] = {"error": str(error), "seconds": 0.0}
+    rounds = {e.key: e.rounds for e in experiments.values()}
+    names = {e.key: " ".join(name) for name, e in experiments.items()}
+    with SweepProgress(Console(stderr=True), rounds, names, hidden=False) as progress:
+        errors = sweep(list(experiments.values()), RUNS, data_folder(), "cpu", processes, progress.show)
+    for name, experiment in experiments.items():
+        records = [] if errors[experiment.key] else RunDirectory(RUNS / experiment.key).records()
+        summary = summarize(records) if records else {}
+        seconds = sum(sum(record.seconds.values()) for record in records)
+        found[name] = {**summary, "error": errors[experiment.key], "seconds": seconds}
     failed = {name: cell["error"] for name, cell in found.items() if cell["error"]}
     for name, error in failed.items():
         print(f"{' '.join(name)}: {error}")
     slow = sorted(found, key=lambda name: -found[name]["seconds"])[:3]
     print(f"{len(found)} runs, {len(failed)} without a result; slowest:", end=" ")
     print(", ".join(f"{' '.join(name)} {found[name]['seconds']:.0f} s" for name in slow))
-    return found
+    return {name: found[name] for name in cells}
 
 
 def write_numbers(path: Path, heads: Sequence[str], cells: Mapping[tuple[str, ...], Cell]) -> None:
@@ -72,14 +73,12 @@ def read_numbers(path: Path, heads: Sequence[str]) -> dict[tuple[str, ...], dict
 
 def table(rows: Sequence[str], columns: Sequence[str], show: Callable[[str, str], str]) -> str:
     """A table in Markdown; ``show`` gives the text of (row, column)."""
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {row} | " + " | ".join(show(row, column) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table([["", *columns], *([row, *(show(row, column) for column in columns)] for row in rows)])
 
 
 def rate(cell: Cell, name: str) -> str:
     """A rate in per cent, without the sign."""
-    return "error" if cell["error"] else percent(cell[name]).removesuffix(" %")
+    return "error" if cell["error"] else number(cell[name])
 
 
 def replace_tables(page: Path, tables: str) -> None:

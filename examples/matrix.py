@@ -9,7 +9,7 @@ import argparse
 from grid import OUT, Cell, play_all, rate, read_numbers, replace_tables, table, write_numbers
 
 from fedsieve import registry
-from fedsieve.report.text import percent
+from fedsieve.report.text import number
 
 OTHER_DATA = {"edge-case", "phrase"}  # need colour images and text
 ALIASES = {"fedavg"}
@@ -39,7 +39,7 @@ def main() -> None:
 
     def accuracy(d: str, a: str) -> str:
         if a == "worst":
-            return percent(min(cells[a, d]["late_test_accuracy"] for a in attacks)).removesuffix(" %")
+            return number(min(cells[a, d]["late_test_accuracy"] for a in attacks))
         return rate(cells[a, d], "late_test_accuracy")
 
     deciders = [d for d in defenses if any(cells[a, d].get("false_positive_rate") is not None for a in attacks)]

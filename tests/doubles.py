@@ -100,7 +100,7 @@ class Nothing:
         return torch.zeros(1)
 
     def witnesses(self) -> Witnesses:
-        raise NotImplementedError
+        raise AssertionError("nothing here asks for witnesses")
 
 
 def attack_view(own: Tensor, others: Tensor | None) -> AttackView:

@@ -122,11 +122,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        out.print(
-            f"[bold]{experiment.attack.name}[/] ({experiment.n_malicious} of {experiment.clients} clients malicious) "
-            f"against [bold]{experiment.defense.name}[/], {experiment.dataset.name}, {experiment.model.name}, "
-            f"{len(records)} rounds, seed {experiment.seed}"
-        )
+        out.print(f"{text.heading(experiment)}, {len(records)} rounds, seed {experiment.seed}")
         out.print(text.closing(result, records))
 
 

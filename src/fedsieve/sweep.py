@@ -8,6 +8,7 @@ checkpoint.
 import fcntl
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import torch
 
 from fedsieve.experiment import Experiment
 from fedsieve.runs import run
-from fedsieve.types import FedSieveError, ParameterError
+from fedsieve.types import FedSieveError, ParameterError, RoundRecord
 
 # Sections whose settings are never lists themselves, so that a list is a choice there too.
 _SECTIONS = ("local", "server", "root")
@@ -84,6 +85,11 @@ class Event:
     round: int = 0
     text: str = ""
 
+    @property
+    def error(self) -> str:
+        """Why the cell is not finished, once it has ended; "" if it is."""
+        return {"failed": self.text, "elsewhere": "another process runs it"}.get(self.kind, "")
+
 
 Watch = Callable[[Event], None]
 
@@ -104,22 +110,18 @@ def sweep(
     Returns:
         By key, ``""`` for cells that are finished, and what is wrong with the others.
     """
-    results, waiting = {}, []
-    for experiment in experiments:
-        if finished(out / experiment.key, experiment):
-            results[experiment.key] = ""
-            watch(Event(experiment.key, "skipped", experiment.rounds))
-        else:
-            waiting.append(experiment)
+    results, waiting = _split(experiments, out, watch)
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(waiting))))
     context = multiprocessing.get_context("spawn")
     tries = dict.fromkeys((e.key for e in waiting), 0)
     workers: list[_Worker] = []
     try:
         while waiting or any(worker.busy for worker in workers):
-            while waiting and (idle := next((w for w in workers if not w.busy), None)) is None and len(workers) < jobs:
-                workers.append(_Worker(context, data, device, threads))
-            while waiting and (idle := next((w for w in workers if not w.busy), None)) is not None:
+            for _ in range(min(len(waiting), jobs - sum(w.busy is not None for w in workers))):
+                idle = next((w for w in workers if w.busy is None), None)
+                if idle is None:
+                    idle = _Worker(context, data, device, threads)
+                    workers.append(idle)
                 idle.give(waiting.pop(0), out)
             told = {worker.connection: worker for worker in workers if worker.busy}
             for connection in wait(list(told), timeout=1):
@@ -140,7 +142,7 @@ def sweep(
                     write_error(out / key, event.text)
                 if event.kind in ("done", "failed", "elsewhere"):
                     worker.busy = None
-                    results[key] = {"done": "", "elsewhere": "another process runs it"}.get(event.kind, event.text)
+                    results[key] = event.error
                 watch(event)
     finally:
         for worker in workers:
@@ -174,27 +176,36 @@ def sweep_on_ray(
         raise FedSieveError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
     resources = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
     task = ray.remote(max_retries=3, **resources)(_ray_cell)
-    results, waiting = {}, {}
-    for experiment in experiments:
-        path = (out / experiment.key).resolve()
-        if finished(path, experiment):
-            results[experiment.key] = ""
-            watch(Event(experiment.key, "skipped", experiment.rounds))
-        else:
-            settings = experiment.model_dump(mode="json")
-            waiting[task.remote(settings, path, data.resolve(), device)] = experiment.key
-            watch(Event(experiment.key, "started"))
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        key = waiting.pop(ready)
+    results, waiting = _split(experiments, out, watch)
+    running = {}
+    for experiment in waiting:
+        path, settings = (out / experiment.key).resolve(), experiment.model_dump(mode="json")
+        running[task.remote(settings, path, data.resolve(), device)] = experiment.key
+        watch(Event(experiment.key, "started"))
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        key = running.pop(ready)
         try:
             event = ray.get(ready)
         except ray.exceptions.RayError as error:
             event = Event(key, "failed", text=str(error).strip().splitlines()[-1])
             write_error(out / key, event.text)
-        results[key] = {"done": "", "elsewhere": "another process runs it"}.get(event.kind, event.text)
+        results[key] = event.error
         watch(event)
     return results
+
+
+def _split(experiments: Sequence[Experiment], out: Path, watch: Watch) -> tuple[dict[str, str], list[Experiment]]:
+    """The results of those that are finished, and the others."""
+    results: dict[str, str] = {}
+    waiting = []
+    for experiment in experiments:
+        if finished(out / experiment.key, experiment):
+            results[experiment.key] = ""
+            watch(Event(experiment.key, "skipped", experiment.rounds))
+        else:
+            waiting.append(experiment)
+    return results, waiting
 
 
 def _ray_cell(settings: Mapping[str, Any], path: Path, data: Path, device: str) -> Event:
@@ -222,7 +233,7 @@ class _Worker:
         """An idle one ends at once; a busy one is interrupted, and writes its checkpoint first."""
         try:
             if self.busy and self.process.pid:
-                os.kill(self.process.pid, 2)
+                os.kill(self.process.pid, signal.SIGINT)
             self.connection.send(None)
         except (OSError, ValueError):  # gone already
             pass
@@ -252,15 +263,15 @@ def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watc
             tell(Event(key, "done", experiment.rounds))
             return
         tell(Event(key, "started"))
-        last = [0.0]
-        accuracy = [""]
+        last, accuracy = 0.0, ""
 
-        def on_round(record: Any) -> None:
+        def on_round(record: RoundRecord) -> None:
+            nonlocal last, accuracy
             if record.test_accuracy is not None:
-                accuracy[0] = f"{100 * record.test_accuracy:.1f} %"
-            if time.monotonic() - last[0] > 0.2:  # a terminal shows no more
-                last[0] = time.monotonic()
-                tell(Event(key, "round", record.round + 1, accuracy[0]))
+                accuracy = f"{100 * record.test_accuracy:.1f} %"
+            if time.monotonic() - last > 0.2:  # a terminal shows no more
+                last = time.monotonic()
+                tell(Event(key, "round", record.round + 1, accuracy))
 
         try:
             (path / "error.txt").unlink(missing_ok=True)
@@ -270,7 +281,7 @@ def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watc
             write_error(path, said)
             tell(Event(key, "failed", text=said))
         else:
-            tell(Event(key, "done", experiment.rounds, accuracy[0]))
+            tell(Event(key, "done", experiment.rounds, accuracy))
 
 
 def finished(path: Path, experiment: Experiment) -> bool:

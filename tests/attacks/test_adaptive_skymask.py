@@ -71,7 +71,7 @@ class Slope:
         return -self.direction
 
     def witnesses(self) -> Witnesses:
-        raise NotImplementedError
+        raise AssertionError("nothing here asks for witnesses")
 
 
 ATTACK = AdaptiveSkyMask(shares=(0.1, 1.0), strengths=(1.0, 4.0))

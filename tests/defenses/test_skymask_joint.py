@@ -281,7 +281,7 @@ class ModelRoot:
         return self.sent
 
     def witnesses(self) -> Witnesses:
-        raise NotImplementedError
+        raise AssertionError("nothing here asks for witnesses")
 
 
 def test_no_graph_over_clients_times_coordinates() -> None:

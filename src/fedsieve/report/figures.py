@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsieve.metrics import mean_of, summarize
-from fedsieve.report.load import Run, component, differing, setting
-from fedsieve.report.tables import Grid
+from fedsieve.metrics import summarize
+from fedsieve.report.load import Run, differing, title
+from fedsieve.report.tables import MEASURES, Grid
 from fedsieve.types import FedSieveError, RoundRecord
 
 if TYPE_CHECKING:
@@ -32,20 +32,14 @@ def accuracy_over_rounds(runs: Lines, path: Path, failures: bool = False) -> Non
         failures: Mark the rounds in which a malicious client passed.
     """
     figure, panels = _panels(len(runs), sharey=True)
-    for panel, (title, lines) in zip(panels, runs.items(), strict=False):
+    for panel, (heading, lines) in zip(panels, runs.items(), strict=False):
         for k, (name, records) in enumerate(lines.items()):
-            points = [(r.round + 1, r.test_accuracy) for r in records if r.test_accuracy is not None]
-            x, y = zip(*points, strict=True) if points else ((), ())
-            panel.plot(x, y, label=name, **_line(k))
+            panel.plot(*_over_rounds(records, "test_accuracy"), label=name, **_line(k))
             if failures:
-                missed = [
-                    (r.round + 1, r.test_accuracy)
-                    for r in records
-                    if r.test_accuracy is not None and (r.false_negative_rate or 0) > 0
-                ]
-                x, y = zip(*missed, strict=True) if missed else ((), ())
-                panel.plot(x, y, MARKS[k % len(MARKS)], color=_line(k)["color"], markersize=4)
-        panel.set(title=title, xlabel="round", ylim=(0, 1))
+                missed = [r for r in records if (r.false_negative_rate or 0) > 0]
+                points = _over_rounds(missed, "test_accuracy")
+                panel.plot(*points, MARKS[k % len(MARKS)], color=_line(k)["color"], markersize=4)
+        panel.set(title=heading, xlabel="round", ylim=(0, 1))
         panel.grid(alpha=0.3)
     _left(panels, "test accuracy")
     _legend(figure, panels, "marked: a malicious client passed" if failures else "")
@@ -56,13 +50,13 @@ def rates_over_rounds(runs: Lines, path: Path) -> None:
     """Benign clients rejected (above) and malicious clients missed (below), one column of panels per outer key."""
     figure, panels = _panels(2 * len(runs), columns=len(runs), sharey=True)
     n = len(runs)
-    for column, (title, lines) in enumerate(runs.items()):
+    for column, (heading, lines) in enumerate(runs.items()):
         for k, (name, records) in enumerate(lines.items()):
             for panel, field in ((panels[column], "false_positive_rate"), (panels[n + column], "false_negative_rate")):
-                points = [(r.round + 1, getattr(r, field)) for r in records if getattr(r, field) is not None]
-                if points:
-                    panel.plot(*zip(*points, strict=True), label=name, **_line(k))
-        panels[column].set(title=title, ylim=(-0.03, 1.03))
+                x, y = _over_rounds(records, field)
+                if x:
+                    panel.plot(x, y, label=name, **_line(k))
+        panels[column].set(title=heading, ylim=(-0.03, 1.03))
         panels[n + column].set(xlabel="round", ylim=(-0.03, 1.03))
     for panel in panels:
         panel.grid(alpha=0.3)
@@ -81,13 +75,13 @@ def rates_against(runs: Lines, path: Path) -> None:
         ("benign rejected", "late_false_positive_rate"),
         ("malicious missed", "late_false_negative_rate"),
     )
-    for panel, (title, columns) in zip(panels, runs.items(), strict=False):
+    for panel, (heading, columns) in zip(panels, runs.items(), strict=False):
         summaries = {_number(name): summarize(records) for name, records in columns.items()}
         for k, (label, measure) in enumerate(lines):
             points = [(x, s[measure]) for x, s in sorted(summaries.items()) if s[measure] is not None]
             if points:
-                panel.plot(*zip(*points, strict=True), label=label, marker=MARKS[k], **_line(k))
-        panel.set(title=title, xlabel=next(iter(columns)).partition("=")[0].strip(), ylim=(-0.03, 1.03))
+                panel.plot(*_apart(points), label=label, marker=MARKS[k], **_line(k))
+        panel.set(title=heading, xlabel=next(iter(columns)).partition("=")[0].strip(), ylim=(-0.03, 1.03))
         panel.grid(alpha=0.3)
     _legend(figure, panels)
     _save(figure, path)
@@ -123,26 +117,20 @@ def heat_map(cells: Mapping[tuple[str, str], float | None], path: Path, title: s
     _save(figure, path)
 
 
-def mask_scatter(runs: Lines, path: Path, round_: int = -1) -> None:
-    """Where each client's mask lies in one round, along two principal components; one panel per pair of keys.
-
-    Args:
-        runs: Records by row and column of panels.
-        path: Where the picture goes.
-        round_: Position of the round among the records; the last one by default.
-    """
+def mask_scatter(runs: Lines, path: Path) -> None:
+    """Where each client's mask lies in the last round, along two principal components; one panel per pair of keys."""
     columns = list(dict.fromkeys(name for lines in runs.values() for name in lines))
     figure, panels = _panels(len(runs) * len(columns), columns=len(columns))
-    for k, (title, lines) in enumerate(runs.items()):
+    for k, (heading, lines) in enumerate(runs.items()):
         for j, name in enumerate(columns):
             panel = panels[k * len(columns) + j]
-            panel.set(title=f"{title}\n{name}", xlabel="component 1", ylabel="component 2")
+            panel.set(title=f"{heading}\n{name}", xlabel="component 1", ylabel="component 2")
             if name not in lines:
                 continue
-            record = lines[name][round_]
+            record = lines[name][-1]
             seen = record.diagnosis
             if seen is None:
-                raise FedSieveError(f"{path.name}: the defense of {title}, {name} tells no coordinates")
+                raise FedSieveError(f"{path.name}: the defense of {heading}, {name} tells no coordinates")
             rejected = set(record.rejected or ())
             for bad in (False, True):
                 for out in (False, True):
@@ -153,10 +141,9 @@ def mask_scatter(runs: Lines, path: Path, round_: int = -1) -> None:
                     ]
                     here = [point for point in here if point[0] is not None]
                     label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
-                    x, y = zip(*here, strict=True) if here else ((), ())
                     colour = MALICIOUS if bad else BENIGN
                     panel.scatter(
-                        x, y, s=22, marker="X" if out else "o", label=label,
+                        *_apart(here), s=22, marker="X" if out else "o", label=label,
                         facecolors=colour if out else "none", edgecolors=colour,
                     )  # fmt: skip
             if seen.root is not None:
@@ -172,37 +159,38 @@ def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:
     One panel per key; bars from the least to the largest client.
     """
     figure, panels = _panels(len(runs), sharey=True)
-    for panel, (title, records) in zip(panels, runs.items(), strict=False):
+    for panel, (heading, records) in zip(panels, runs.items(), strict=False):
         half = [r for r in records[len(records) // 2 :] if r.diagnosis is not None]
         if not half:
-            raise FedSieveError(f"{path.name}: the defense of {title} tells no layers")
+            raise FedSieveError(f"{path.name}: the defense of {heading} tells no layers")
         layers = half[-1].diagnosis.layers if half[-1].diagnosis else ()
-        shares: dict[bool, list[dict[int, list[float]]]] = {False: [], True: []}
-        for bad in shares:
+        for bad, name, offset, colour, mark in (
+            (False, "benign", -0.12, BENIGN, "o"),
+            (True, "malicious", 0.12, MALICIOUS, "s"),
+        ):
             for layer in range(len(layers)):
-                by_client: dict[int, list[float]] = {}
-                for record in half:
-                    assert record.diagnosis is not None
-                    for client, kept in zip(record.clients, record.diagnosis.kept, strict=True):
-                        value = kept[layer]
-                        if (client in record.malicious) == bad and value is not None:
-                            by_client.setdefault(client, []).append(value)
-                shares[bad].append(by_client)
-        for bad, offset in ((False, -0.12), (True, 0.12)):
-            for layer, by_client in enumerate(shares[bad]):
-                means = [mean_of(values) or 0.0 for values in by_client.values()]
-                if not means:
-                    continue
-                x = layer + offset
-                colour = MALICIOUS if bad else BENIGN
-                panel.plot([x, x], [min(means), max(means)], color=colour, linewidth=2)
-                label = ("malicious" if bad else "benign") if layer == 0 else None
-                panel.plot(x, sum(means) / len(means), "s" if bad else "o", color=colour, label=label)
-        panel.set(title=title, ylabel="share of the layer that masks keep" if panel is panels[0] else "")
+                means = _kept(half, layer, bad)
+                if means:
+                    x = layer + offset
+                    panel.plot([x, x], [min(means), max(means)], color=colour, linewidth=2)
+                    label = name if layer == 0 else None
+                    panel.plot(x, sum(means) / len(means), mark, color=colour, label=label)
+        panel.set(title=heading, ylabel="share of the layer that masks keep" if panel is panels[0] else "")
         panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
         panel.grid(alpha=0.3, axis="y")
     _legend(figure, panels)
     _save(figure, path)
+
+
+def _kept(records: Sequence[RoundRecord], layer: int, malicious: bool) -> list[float]:
+    """The mean share of a layer that each such client's mask keeps."""
+    shares: dict[int, list[float]] = {}
+    for record in records:
+        for client, kept in zip(record.clients, record.diagnosis.kept if record.diagnosis else (), strict=True):
+            value = kept[layer]
+            if (client in record.malicious) == malicious and value is not None:
+                shares.setdefault(client, []).append(value)
+    return [sum(values) / len(values) for values in shares.values()]
 
 
 # --- All that a report shows --------------------------------------------------------------------------------
@@ -223,27 +211,24 @@ def draw_all(runs: Sequence[Run], grids: Sequence[Grid], folder: Path) -> int:
     settings: dict[str, dict[str, dict[str, Run]]] = {}
     shares: dict[str, dict[str, dict[str, dict[str, Run]]]] = {}
     known = [(run, run.experiment) for run in runs if run.experiment is not None and run.records]
-    keys = differing([setting(e) for _, e in known])
+    keys = differing([run.setting for run, _ in known])
     for run, e in sorted(known, key=lambda pair: pair[1].seed):
-        found = setting(e)
-        attack, defense = component("attack", e.attack, e.dataset.name), component("defense", e.defense, e.dataset.name)
-        title = ", ".join(found[k] if k == "dataset" else f"{k} {found.get(k, 'usual')}" for k in keys)
-        settings.setdefault(title, {}).setdefault(attack, {}).setdefault(defense, run)
+        settings.setdefault(title(run.setting, keys), {}).setdefault(run.attack, {}).setdefault(run.defense, run)
         if e.n_malicious:
-            rest = ", ".join(found.get(key, "usual") for key in keys if key != "malicious")
+            rest = title(run.setting, [key for key in keys if key != "malicious"])
             share = f"{e.n_malicious / e.clients:.3g}"
-            shares.setdefault(rest, {}).setdefault(attack, {}).setdefault(defense, {}).setdefault(share, run)
-    for title, attacks in settings.items():
+            shares.setdefault(rest, {}).setdefault(run.attack, {}).setdefault(run.defense, {}).setdefault(share, run)
+    for name, attacks in settings.items():
         lines = {a: {d: run.records for d, run in defenses.items()} for a, defenses in attacks.items()}
-        accuracy_over_rounds(lines, folder / _file("accuracy", title))
+        accuracy_over_rounds(lines, folder / _file("accuracy", name))
         drawn += 1
         if any(r.false_positive_rate is not None for d in lines.values() for records in d.values() for r in records):
-            rates_over_rounds(lines, folder / _file("rates", title))
+            rates_over_rounds(lines, folder / _file("rates", name))
             drawn += 1
-    for title, by_attack in shares.items():
+    for name, by_attack in shares.items():
         several = {a: d for a, d in by_attack.items() if any(len(by_share) > 1 for by_share in d.values())}
         if several:
-            _against_share(several, folder / _file("malicious", title))
+            _against_share(several, folder / _file("malicious", name))
             drawn += 1
     for grid in grids:
         cells = {
@@ -251,10 +236,9 @@ def draw_all(runs: Sequence[Run], grids: Sequence[Grid], folder: Path) -> int:
             for d in grid.defenses
             for a in grid.attacks
         }
-        name = _file(grid.measure, grid.title)
-        heat_map(
-            cells, folder / name, f"{grid.title}\n{grid.heading}", low_is_good=grid.measure != "late_test_accuracy"
-        )
+        more_is_better = MEASURES[grid.measure][1]
+        path = folder / _file(grid.measure, grid.title)
+        heat_map(cells, path, f"{grid.title}\n{grid.heading}", low_is_good=not more_is_better)
         drawn += 1
     return drawn
 
@@ -267,7 +251,7 @@ def _against_share(runs: Mapping[str, Mapping[str, Mapping[str, Run]]], path: Pa
             points = sorted((float(share), run.summary["late_test_accuracy"]) for share, run in by_share.items())
             points = [(100 * x, y) for x, y in points if y is not None]
             if points:
-                panel.plot(*zip(*points, strict=True), label=defense, marker=MARKS[k % len(MARKS)], **_line(k))
+                panel.plot(*_apart(points), label=defense, marker=MARKS[k % len(MARKS)], **_line(k))
         panel.set(title=attack, xlabel="malicious clients, %", ylim=(0, 1))
         panel.grid(alpha=0.3)
     _left(panels, "test accuracy")
@@ -295,6 +279,16 @@ def _panels(
     for panel in panels[n:]:
         panel.set_visible(False)
     return figure, panels
+
+
+def _apart(points: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """Points as two coordinates."""
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _over_rounds(records: Sequence[RoundRecord], field: str) -> tuple[list[Any], list[Any]]:
+    """Rounds, counted from 1, and a number, where there is one."""
+    return _apart([(r.round + 1, value) for r in records if (value := getattr(r, field)) is not None])
 
 
 def _line(k: int) -> dict[str, Any]:

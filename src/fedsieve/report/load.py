@@ -1,7 +1,7 @@
 """Runs as a report sees them: finished or not, failed, broken; whatever is wrong with one is told, not thrown."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,23 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """:func:`fedsieve.metrics.summarize` of the records, and of none too."""
         return summarize(self.records)
+
+    @cached_property
+    def attack(self) -> str:
+        """Its name, and what is not usual about it; "" without settings, as the next two."""
+        e = self.experiment
+        return "" if e is None else component("attack", e.attack, e.dataset.name)
+
+    @cached_property
+    def defense(self) -> str:
+        """The same of the defense."""
+        e = self.experiment
+        return "" if e is None else component("defense", e.defense, e.dataset.name)
+
+    @cached_property
+    def setting(self) -> dict[str, str]:
+        """All that attack, defense and seed do not say, as words."""
+        return {} if self.experiment is None else setting(self.experiment)
 
 
 def load(paths: Sequence[Path]) -> list[Run]:
@@ -137,7 +154,12 @@ def setting(experiment: Experiment) -> dict[str, str]:
     return found
 
 
-def differing(settings: Sequence[dict[str, str]]) -> list[str]:
+def title(found: Mapping[str, str], keys: Sequence[str]) -> str:
+    """A setting in a line, as far as these keys go."""
+    return ", ".join(found[key] if key == "dataset" else f"{key} {found.get(key, 'usual')}" for key in keys)
+
+
+def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys in which these settings are not all alike; the dataset always."""
     keys = dict.fromkeys(key for found in settings for key in found)
     return [key for key in keys if key == "dataset" or len({found.get(key, "usual") for found in settings}) > 1]

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedsieve.report.load import Run, component, differing, setting
+from fedsieve.report.load import Run, differing
 from fedsieve.report.tables import problems
 from fedsieve.report.text import as_command
 from fedsieve.types import RoundRecord
@@ -35,12 +35,11 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
     known = [run for run in runs if run.experiment is not None]
     drawn = sum(any(r.diagnosis for r in run.records) for run in known)
     budget = _SCATTER_BUDGET // max(1, drawn)
-    settings = [setting(run.experiment) for run in known if run.experiment is not None]
     content = {
         "version": version("fedsieve"),
-        "filters": differing(settings),
+        "filters": differing([run.setting for run in known]),
         "problems": problems(runs),
-        "runs": [_run(run, found, budget) for run, found in zip(known, settings, strict=True)],
+        "runs": [_run(run, budget) for run in known],
     }
     text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     page = files("fedsieve.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -48,16 +47,16 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
     path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
 
 
-def _run(run: Run, found: dict[str, str], budget: int) -> dict[str, Any]:
+def _run(run: Run, budget: int) -> dict[str, Any]:
     e = run.experiment
     assert e is not None
     problem = run.problems[0] if run.problems else ""
     scatter, sampled = _scatter(run.records, budget)
     return {
-        "attack": component("attack", e.attack, e.dataset.name),
-        "defense": component("defense", e.defense, e.dataset.name),
+        "attack": run.attack,
+        "defense": run.defense,
         "seed": e.seed,
-        "setting": found,
+        "setting": run.setting,
         "done": run.finished,
         "state": "" if run.finished else problem.partition(":")[0] or "unfinished",
         "note": problem,

@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedsieve.report.text import percent
+from fedsieve.report.text import percent, plain
 from fedsieve.sweep import Event
 from fedsieve.types import RoundRecord
 
@@ -115,8 +115,8 @@ class SweepProgress:
         if event.kind in ("done", "failed") and key in self._tasks:
             self._bar.remove_task(self._tasks.pop(key))
         if event.kind == "failed":
-            last = event.text.strip().splitlines()[-1].replace("[", r"\[")
-            self._bar.console.print(f"[red]failed[/] {name}: {last}", soft_wrap=True)
+            last = event.text.strip().splitlines()[-1]
+            self._bar.console.print(f"[red]failed[/] {name}: {plain(last)}", soft_wrap=True)
         c, cells = self._counts, len(self._rounds)
         text = f"{c['done'] + c['skipped']} of {cells} done, {len(self._tasks)} running, {c['failed']} failed"
         self._bar.update(self._all, text=text + (f", {c['elsewhere']} elsewhere" if c["elsewhere"] else ""))

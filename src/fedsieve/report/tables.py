@@ -8,7 +8,8 @@ from statistics import mean, stdev
 
 from rich.table import Table
 
-from fedsieve.report.load import Run, component, differing, setting
+from fedsieve.report.load import Run, differing, title
+from fedsieve.report.text import DASH, markdown_table, number, plain, terminal_table
 
 # What is shown, by the names that summaries have, and whether more is better.
 MEASURES = {
@@ -41,10 +42,10 @@ class Cell:
     def text(self, plus_minus: str = "±") -> str:
         """In per cent, or why there is nothing."""
         if self.mean is None:
-            return self.problem.partition(":")[0] if self.problem else "–"  # noqa: RUF001
-        spread = f" {plus_minus} {100 * self.deviation:.1f}" if self.deviation is not None else ""
+            return self.problem.partition(":")[0] if self.problem else DASH
+        spread = f" {plus_minus} {number(self.deviation)}" if self.deviation is not None else ""
         missing = f" [{self.finished} of {self.runs}]" if self.finished < self.runs else ""
-        return f"{100 * self.mean:.1f}{spread}{missing}"
+        return f"{number(self.mean)}{spread}{missing}"
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,22 @@ class Grid:
 
 def grids(runs: Sequence[Run]) -> list[Grid]:
     """A table for each setting and measure that has any number."""
-    known = [(run, run.experiment) for run in runs if run.experiment is not None]
-    settings = {run.path: setting(e) for run, e in known}
+    known = [run for run in runs if run.experiment is not None]
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run, _ in known:
-        groups.setdefault(tuple(settings[run.path].items()), []).append(run)
-    keys = differing([settings[run.path] for run, _ in known])
+    for run in known:
+        groups.setdefault(tuple(run.setting.items()), []).append(run)
+    keys = differing([run.setting for run in known])
     found = []
-    for group, members in groups.items():
-        named = dict(group)
-        title = ", ".join(named[k] if k == "dataset" else f"{k} {named.get(k, 'usual')}" for k in keys)
-        found += [grid for measure in MEASURES if (grid := _grid(title, measure, members)) is not None]
+    for members in groups.values():
+        name = title(members[0].setting, keys)
+        found += [grid for measure in MEASURES if (grid := _grid(name, measure, members)) is not None]
     return found
 
 
-def _grid(title: str, measure: str, runs: Sequence[Run]) -> Grid | None:
+def _grid(name: str, measure: str, runs: Sequence[Run]) -> Grid | None:
     by_cell: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        assert run.experiment is not None
-        key = (
-            component("defense", run.experiment.defense, run.experiment.dataset.name),
-            component("attack", run.experiment.attack, run.experiment.dataset.name),
-        )
-        by_cell.setdefault(key, []).append(run)
+        by_cell.setdefault((run.defense, run.attack), []).append(run)
     cells = {key: _cell(found, measure) for key, found in by_cell.items()}
     if measure != "late_test_accuracy" and all(cell.mean is None for cell in cells.values()):
         return None
@@ -117,7 +111,7 @@ def _grid(title: str, measure: str, runs: Sequence[Run]) -> Grid | None:
             worst[defense] = min(values) if more else max(values)
     columns = {a: {d: c.mean for d in defenses if (c := cells.get((d, a))) and c.mean is not None} for a in attacks}
     best = {a: _best(values, more) for a, values in (*columns.items(), (WORST, worst))}
-    return Grid(title, measure, defenses, attacks, cells, worst, best)
+    return Grid(name, measure, defenses, attacks, cells, worst, best)
 
 
 def _cell(runs: Sequence[Run], measure: str) -> Cell:
@@ -147,7 +141,7 @@ def _lines(grid: Grid, strong: tuple[str, str], plus_minus: str = "±") -> list[
             text = "not run" if cell is None else cell.text(plus_minus)
             fields.append(f"{strong[0]}{text}{strong[1]}" if defense in grid.best[attack] else text)
         if worst:
-            text = f"{100 * grid.worst[defense]:.1f}" if defense in grid.worst else "–"  # noqa: RUF001
+            text = number(grid.worst.get(defense))
             fields.append(f"{strong[0]}{text}{strong[1]}" if defense in grid.best[WORST] else text)
         lines.append(fields)
     return lines
@@ -159,11 +153,8 @@ def markdown(found: Sequence[Grid], runs: Sequence[Run]) -> str:
     for grid in found:
         parts += [f"## {grid.title}"] if grid.title != last else []
         last = grid.title
-        head, *body = [
-            "| " + " | ".join(f.replace("|", "/") for f in line) + " |" for line in _lines(grid, ("**", "**"))
-        ]
-        rule = "|---" * (1 + len(grid.attacks) + bool(grid.worst)) + "|"
-        parts.append("\n".join([f"{grid.heading}; the best of each column in bold:\n", head, rule, *body]))
+        table = markdown_table(_lines(grid, ("**", "**")))
+        parts.append(f"{grid.heading}; the best of each column in bold:\n\n{table}")
     wrong = problems(runs)
     if wrong:
         parts.append("## Runs that are not whole\n\n" + "\n".join(f"- {line}" for line in wrong))
@@ -198,23 +189,23 @@ def latex(found: Sequence[Grid]) -> str:
 
 def _escaped(text: str) -> str:
     """What LaTeX would take for an order, as text; the orders that are meant stay."""
-    for plain, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("–", "--")):  # noqa: RUF001
-        text = text.replace(plain, safe)
+    for order, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), (DASH, "--")):
+        text = text.replace(order, safe)
     return text
 
 
 def terminal(found: Sequence[Grid]) -> list[Table]:
     """All tables."""
-    tables = []
-    for grid in found:
-        table = Table(title=f"{grid.title}\n{grid.heading}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        lines = [[field.replace("[", r"\[") for field in line] for line in _lines(grid, ("\0", "\1"))]
-        for k, name in enumerate(lines[0]):
-            table.add_column(name, justify="right" if k else "left")
-        for line in lines[1:]:
-            table.add_row(*(field.replace("\0", "[bold]").replace("\1", "[/]") for field in line))
-        tables.append(table)
-    return tables
+
+    def marked(field: str) -> str:
+        return plain(field).replace("\0", "[bold]").replace("\1", "[/]")
+
+    return [
+        terminal_table(
+            f"{grid.title}\n{grid.heading}", [[marked(field) for field in line] for line in _lines(grid, ("\0", "\1"))]
+        )
+        for grid in found
+    ]
 
 
 def write_csv(found: Sequence[Grid], path: Path) -> None:

@@ -40,9 +40,47 @@ def as_json(
     }
 
 
+DASH = "–"  # noqa: RUF001 (a dash is meant)
+
+
+def number(rate: float | None) -> str:
+    """A rate in per cent, without the sign, or a dash where it has no meaning."""
+    return DASH if rate is None else f"{100 * rate:.1f}"
+
+
 def percent(rate: float | None) -> str:
     """A rate for people: ``87.3 %``, or a dash where it has no meaning."""
-    return "–" if rate is None else f"{100 * rate:.1f} %"  # noqa: RUF001 (a dash is meant)
+    return DASH if rate is None else f"{number(rate)} %"
+
+
+def heading(experiment: Experiment) -> str:
+    """What a run is, as rich's markup."""
+    e = experiment
+    return (
+        f"[bold]{e.attack.name}[/] ({e.n_malicious} of {e.clients} clients malicious) "
+        f"against [bold]{e.defense.name}[/], {e.dataset.name}, {e.model.name}"
+    )
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Fields in lines, the head first."""
+    head, *body = ["| " + " | ".join(field.replace("|", "/") for field in line) + " |" for line in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """Fields in lines, the head first; they may hold rich's markup."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for k, name in enumerate(lines[0]):
+        table.add_column(name, justify="right" if k else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def plain(text: str) -> str:
+    """Text in which rich finds no markup."""
+    return text.replace("[", r"\[")
 
 
 def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
@@ -99,7 +137,7 @@ def _differing(
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Settings that differ, by their path; a component of another name is one setting, with its parameters."""
     for key, value in found.items():
-        other = usual.get(key) if isinstance(usual, Mapping) else None
+        other = usual.get(key)
         if value == other:
             continue
         if isinstance(value, Mapping) and isinstance(other, Mapping) and value.get("name") == other.get("name"):

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsieve.experiment import Experiment
-from fedsieve.report.text import percent
+from fedsieve.report.text import heading, percent
 from fedsieve.runs import RunDirectory
 from fedsieve.types import ParameterError, RoundRecord
 
@@ -52,12 +52,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
 
 
 def _shown(e: Experiment, records: Sequence[RoundRecord]) -> RenderableType:
-    head = Text.assemble(
-        (e.attack.name, "bold"),
-        f" ({e.n_malicious} of {e.clients} clients malicious) against ",
-        (e.defense.name, "bold"),
-        f", {e.dataset.name}, {e.model.name}, seed {e.seed}",
-    )
+    head = Text.from_markup(f"{heading(e)}, seed {e.seed}")
     pace = [sum(r.seconds.values()) for r in records[-20:]]
     left = (e.rounds - len(records)) * sum(pace) / len(pace) if pace else None
     state = f"round {len(records)} of {e.rounds}"

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from fedsieve.suites.plan import Plan, Row, Scale, Suite
+from fedsieve.suites.plan import Plan, Row, Scale, Suite, defenses
 
-_RULES: dict[str, dict[str, Any]] = {
-    name: {"defense": name} for name in ("invariant", "mean", "median", "trimmed-mean", "krum", "sign-majority")
-}
+_RULES = defenses("invariant", "mean", "median", "trimmed-mean", "krum", "sign-majority")
 _HALVES: dict[str, dict[str, Any]] = {
-    "invariant": {"defense": "invariant"},
+    **defenses("invariant"),
     "mask alone": {"defense": {"name": "invariant", "trim": False}},
     "trim alone": {"defense": {"name": "invariant", "mask": False}},
     "the code's values": {"defense": {"name": "invariant", "preset": "code"}},

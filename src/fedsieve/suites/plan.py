@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
@@ -65,15 +66,31 @@ class Plan:
     reference: tuple[str, str] | None = None
     note: str = ""
 
+    def columns_of(self, row: Row) -> Sequence[str]:
+        """The columns that a row has."""
+        return tuple(self.columns) if row.columns is None else row.columns
+
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """The seeds of each of its cells."""
+        return row.seeds or self.seeds
+
     def cells(self) -> dict[tuple[str, str, str, int], Experiment]:
         """Every experiment, by group, row, column and seed."""
-        found = {}
-        for row in self.rows:
-            for column in self.columns if row.columns is None else row.columns:
-                for seed in row.seeds or self.seeds:
-                    settings = {**row.settings, **self.columns[column], "seed": seed}
-                    found[row.group, row.label, column, seed] = Experiment.of(settings)
-        return found
+        return self._cells
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str, int], Experiment]:  # hundreds take a second or two to check
+        return {
+            (row.group, row.label, column, seed): Experiment.of({**row.settings, **self.columns[column], "seed": seed})
+            for row in self.rows
+            for column in self.columns_of(row)
+            for seed in self.seeds_of(row)
+        }
+
+
+def defenses(*names: str) -> dict[str, dict[str, Any]]:
+    """Columns: these defenses as they are."""
+    return {name: {"defense": name} for name in names}
 
 
 Runs = Mapping[str, Sequence[RoundRecord]]  # by key
@@ -159,8 +176,8 @@ def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> 
     summaries = {key: summarize(records) for key, records in runs.items()}
     found = []
     for row in plan.rows:
-        for column in plan.columns if row.columns is None else row.columns:
-            keys = [cells[row.group, row.label, column, seed].key for seed in row.seeds or plan.seeds]
+        for column in plan.columns_of(row):
+            keys = [cells[row.group, row.label, column, seed].key for seed in plan.seeds_of(row)]
             done = [summaries[key] for key in keys if key in summaries]
             missing = next((errors.get(key) or "not run" for key in keys if key not in summaries), "")
             for measure in suite.measures:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.report import figures
-from fedsieve.suites.plan import Plan, Row, Runs, Scale, Suite
+from fedsieve.suites.plan import Plan, Row, Runs, Scale, Suite, defenses
 
 ATTACKS = ("none", "label-flip", "min-max", "min-sum", "fang-trim", "fang-krum", "scaling")
 GROUPS = ("fashion-mnist, q = 0.5", "fashion-mnist, iid", "cifar10, q = 0.5", "cifar10, iid", "har")
 _PAPER_ROUNDS = {"fashion-mnist": 2500, "cifar10": 500, "har": 1000}
+_PAPERS = {"name": "skymask", "preset": "paper"}
 _SMOKE = "on the digits that ship with scikit-learn, in place of the paper's data"
 
 
@@ -35,140 +36,115 @@ def seeds(scale: Scale) -> tuple[int, ...]:
     return (0, 1, 2) if scale == "paper" else (0,)
 
 
+def rows(
+    scale: Scale, names: Sequence[str], rounds: Mapping[str, int], attacks: Sequence[str] = ATTACKS, /, **more: Any
+) -> tuple[Row, ...]:
+    """A line for every attack, in a table for all of this data."""
+    return tuple(
+        Row(heading, attack, {**settings, "attack": attack, **more}, name)
+        for heading, (name, settings) in data(scale, names, rounds).items()
+        for attack in attacks
+    )
+
+
+def _some(scale: Scale) -> Sequence[str]:
+    """The data of a table, as far as there is time."""
+    return GROUPS if scale == "paper" else ("fashion-mnist, q = 0.5", "har")
+
+
+def _typical(scale: Scale) -> Sequence[str]:
+    """One attack of each kind, where there is no time for all."""
+    return ATTACKS if scale == "paper" else ("none", "label-flip", "min-max", "scaling")
+
+
 # --- Tables -------------------------------------------------------------------------------------------------
 
 
 def _table1(scale: Scale) -> Plan:
-    names = GROUPS if scale == "paper" else ("fashion-mnist, q = 0.5", "har")
-    defenses = ("mean", "fltrust", "trimmed-mean", "krum", "multi-krum", "bulyan", "skymask-nr", "skymask")
-    columns = {name: {"defense": name} for name in defenses}
-    rows = tuple(
-        Row(heading, attack, {**settings, "attack": attack}, name)
-        for heading, (name, settings) in data(scale, names, {"fashion-mnist": 20, "har": 100}).items()
-        for attack in ATTACKS
-    )
-    return Plan(rows, columns, seeds(scale), note=_note(scale))
+    columns = defenses("mean", "fltrust", "trimmed-mean", "krum", "multi-krum", "bulyan", "skymask-nr", "skymask")
+    found = rows(scale, _some(scale), {"fashion-mnist": 20, "har": 100})
+    return Plan(found, columns, seeds(scale), note=_note(scale))
 
 
 def _table2(scale: Scale) -> Plan:
-    names = GROUPS if scale == "paper" else ("fashion-mnist, q = 0.5", "har")
-    columns = {name: {"defense": name} for name in ("skymask", "tolpegin", "fldetector")}
-    rows = tuple(
-        Row(heading, attack, {**settings, "attack": attack}, name)
-        for heading, (name, settings) in data(scale, names, {"fashion-mnist": 40, "har": 200}).items()
-        for attack in ATTACKS
-    )
-    return Plan(rows, columns, seeds(scale), note=_note(scale))
+    found = rows(scale, _some(scale), {"fashion-mnist": 40, "har": 200})
+    return Plan(found, defenses("skymask", "tolpegin", "fldetector"), seeds(scale), note=_note(scale))
 
 
 def _table3(scale: Scale) -> Plan:
-    names = [name for name in GROUPS if scale == "paper" or name in ("fashion-mnist, q = 0.5", "har")]
-    columns = {
-        f"tau = {tau}": {"defense": {"name": "skymask", "preset": "paper", "tau": tau}}
-        for tau in (0.3, 0.4, 0.5, 0.6, 0.7)
-    }
-    rows = tuple(
-        Row(heading, attack, {**settings, "attack": attack}, name)
-        for heading, (name, settings) in data(scale, names, {"fashion-mnist": 24, "har": 100}).items()
-        for attack in ATTACKS
-    )
-    return Plan(rows, columns, seeds(scale), note=_note(scale) + " The threshold is that of the paper's masks.")
+    columns = {f"tau = {tau}": {"defense": {**_PAPERS, "tau": tau}} for tau in (0.3, 0.4, 0.5, 0.6, 0.7)}
+    found = rows(scale, _some(scale), {"fashion-mnist": 24, "har": 100})
+    return Plan(found, columns, seeds(scale), note=_note(scale) + " The threshold is that of the paper's masks.")
 
 
 def _table4(scale: Scale) -> Plan:
     sizes = {"fashion-mnist": (500, 1000), "cifar10": (200, 500)} if scale == "paper" else {"fashion-mnist": (200, 400)}
     if scale == "smoke":
         sizes = {"digits": (60, 120)}
-    rows, columns = [], {f"{n} clients": {"clients": n} for pair in sizes.values() for n in pair}
-    found = data(scale, [f"{name}, q = 0.5" for name in sizes], {"fashion-mnist": 10})
-    for (heading, (name, settings)), pair in zip(found.items(), sizes.values(), strict=True):
+    found, columns = [], {f"{n} clients": {"clients": n} for pair in sizes.values() for n in pair}
+    groups = data(scale, [f"{name}, q = 0.5" for name in sizes], {"fashion-mnist": 10})
+    for (heading, (name, settings)), pair in zip(groups.items(), sizes.values(), strict=True):
         shown = [f"{n} clients" for n in pair]
-        rows.append(Row(heading, "none, mean", {**settings, "attack": "none", "defense": "mean"}, name, columns=shown))
-        rows += [Row(heading, attack, {**settings, "attack": attack}, name, columns=shown) for attack in ATTACKS]
-    return Plan(tuple(rows), columns, seeds(scale), note=_note(scale))
+        found.append(Row(heading, "none, mean", {**settings, "attack": "none", "defense": "mean"}, name, columns=shown))
+        found += [Row(heading, attack, {**settings, "attack": attack}, name, columns=shown) for attack in ATTACKS]
+    return Plan(tuple(found), columns, seeds(scale), note=_note(scale))
 
 
 # --- Figures ------------------------------------------------------------------------------------------------
 
 
 def _figure1(scale: Scale) -> Plan:
-    """Min-Sum after some rounds: where updates lie, and where masks do."""
-    (heading, (name, settings)) = next(iter(data(scale, GROUPS[:1], {"fashion-mnist": 20}).items()))
+    """Min-Sum after some rounds: where masks lie."""
     columns: dict[str, dict[str, Any]] = {
-        "paper's masks": {"defense": {"name": "skymask", "preset": "paper"}},
+        "paper's masks": {"defense": _PAPERS},
         "anchored masks": {"defense": "skymask"},
     }
-    rows = tuple(
-        Row(heading, attack, {**settings, "attack": attack, "rounds": 20}, name) for attack in ("none", "min-sum")
-    )
-    return Plan(rows, columns, note=_note(scale))
+    found = rows(scale, GROUPS[:1], {"fashion-mnist": 20}, ("none", "min-sum"), rounds=20)
+    return Plan(found, columns, note=_note(scale))
 
 
 def _figure3(scale: Scale) -> Plan:
     """The share of each layer that masks keep, of malicious and of benign clients."""
-    (heading, (name, settings)) = next(iter(data(scale, GROUPS[:1], {"fashion-mnist": 20}).items()))
-    rows = tuple(
-        Row(heading, attack, {**settings, "attack": attack, "rounds": 20}, name) for attack in ("label-flip", "scaling")
-    )
-    return Plan(rows, {"skymask": {"defense": "skymask"}}, note=_note(scale))
+    found = rows(scale, GROUPS[:1], {"fashion-mnist": 20}, ("label-flip", "scaling"), rounds=20)
+    return Plan(found, defenses("skymask"), note=_note(scale))
 
 
 def _figure4(scale: Scale) -> Plan:
-    fractions = (0.4, 0.6, 0.8)
     attacks = ATTACKS[1:] if scale != "small" else ("label-flip", "min-sum", "scaling")
-    rows = []
-    for name, settings in data(scale, GROUPS[:1], {"fashion-mnist": 30}).values():
-        for fraction in fractions:
-            for attack in attacks:
-                more = {**settings, "attack": attack, "malicious": fraction}
-                # other rules' bounds on malicious clients do not hold beyond
-                shown = None if fraction < 0.5 else ("skymask", "fltrust", "mean")
-                rows.append(Row(f"{fraction:.0%} malicious", attack, more, name, columns=shown))
-    columns = {name: {"defense": name} for name in ("skymask", "fltrust", "mean", "trimmed-mean", "krum")}
-    return Plan(tuple(rows), columns, seeds(scale)[:1], note=_note(scale))
+    found = []
+    for fraction in (0.4, 0.6, 0.8):
+        # other rules' bounds on malicious clients do not hold beyond
+        shown = None if fraction < 0.5 else ("skymask", "fltrust", "mean")
+        found += [
+            replace(row, group=f"{fraction:.0%} malicious", columns=shown)
+            for row in rows(scale, GROUPS[:1], {"fashion-mnist": 30}, attacks, malicious=fraction)
+        ]
+    columns = defenses("skymask", "fltrust", "mean", "trimmed-mean", "krum")
+    return Plan(tuple(found), columns, note=_note(scale))
 
 
 def _figure5(scale: Scale) -> Plan:
-    heading, (name, settings) = next(iter(data(scale, GROUPS[:1], {"fashion-mnist": 40}).items()))
     attacks = ("fang-krum", "min-sum", "label-flip")
-    rows = [Row(heading, attack, {**settings, "attack": attack, "evaluate_every": 1}, name) for attack in attacks]
-    columns = {name: {"defense": name} for name in ("skymask", "tolpegin", "fldetector")}
-    return Plan(tuple(rows), columns, seeds(scale)[:1], note=_note(scale))
-
-
-_BIASES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
+    found = rows(scale, GROUPS[:1], {"fashion-mnist": 40}, attacks, evaluate_every=1)
+    return Plan(found, defenses("skymask", "tolpegin", "fldetector"), note=_note(scale))
 
 
 def _figure6(scale: Scale) -> Plan:
     names = GROUPS[:4] if scale == "paper" else GROUPS[:1]
-    attacks = ATTACKS if scale == "paper" else ("none", "label-flip", "min-max", "scaling")
-    rows = [
-        Row(heading, attack, {**settings, "attack": attack}, name)
-        for heading, (name, settings) in data(scale, names, {"fashion-mnist": 24}).items()
-        for attack in attacks
-    ]
-    columns = {f"p = {p}": {"root": {"bias": p}} for p in _BIASES}
-    return Plan(tuple(rows), columns, seeds(scale)[:1], note=_note(scale))
+    columns = {f"p = {p}": {"root": {"bias": p}} for p in (0.1, 0.2, 0.4, 0.6, 0.8, 0.95)}
+    return Plan(rows(scale, names, {"fashion-mnist": 24}, _typical(scale)), columns, note=_note(scale))
 
 
 def _figure7(scale: Scale) -> Plan:
     plan = _figure6(scale)
-    rows = tuple(row for row in plan.rows if row.group == plan.rows[0].group)
-    return Plan(rows, {k: v for k, v in plan.columns.items() if k != "p = 0.95"}, plan.seeds, note=plan.note)
+    found = tuple(row for row in plan.rows if row.group == plan.rows[0].group)
+    return Plan(found, {k: v for k, v in plan.columns.items() if k != "p = 0.95"}, note=plan.note)
 
 
 def _figure8(scale: Scale) -> Plan:
-    rows = [
-        Row(heading, attack, {**settings, "attack": attack}, name)
-        for heading, (name, settings) in data(scale, GROUPS[:1], {"fashion-mnist": 24}).items()
-        for attack in (ATTACKS if scale == "paper" else ("none", "label-flip", "min-max", "scaling"))
-    ]
-    columns = {
-        f"d = {d}": {"defense": {"name": "skymask", "preset": "paper", "n_components": d}} for d in (2, 3, 5, 10, 15)
-    }
-    return Plan(
-        tuple(rows), columns, seeds(scale)[:1], note=_note(scale) + " The components are those of the paper's masks."
-    )
+    columns = {f"d = {d}": {"defense": {**_PAPERS, "n_components": d}} for d in (2, 3, 5, 10, 15)}
+    found = rows(scale, GROUPS[:1], {"fashion-mnist": 24}, _typical(scale))
+    return Plan(found, columns, note=_note(scale) + " The components are those of the paper's masks.")
 
 
 # --- What is promised ---------------------------------------------------------------------------------------
@@ -183,11 +159,10 @@ _THREE = {"name": "mixture", "attacks": ["min-max", "label-flip", "scaling"]}
 
 def _detection(scale: Scale) -> Plan:
     columns: dict[str, dict[str, Any]] = {
-        "skymask": {"defense": "skymask"},
-        "paper": {"defense": {"name": "skymask", "preset": "paper"}},
-        "official": {"defense": {"name": "skymask", "preset": "official"}},
-        **{name: {"defense": name} for name in ("fltrust", "tolpegin", "fldetector")},
-        "mean": {"defense": "mean"},
+        **defenses("skymask"),
+        "paper": {"defense": _PAPERS},
+        "official": {"defense": {**_PAPERS, "preset": "official"}},
+        **defenses("fltrust", "tolpegin", "fldetector", "mean"),
     }
     judged = tuple(name for name in columns if name != "mean")
     ours = ("skymask",)
@@ -197,42 +172,41 @@ def _detection(scale: Scale) -> Plan:
         "har",
         *(("cifar10, q = 0.5",) if scale == "paper" else ()),
     )
-    rows: list[Row] = []
+    found: list[Row] = []
     for heading, (name, settings) in data(scale, names, {"fashion-mnist": 16, "har": 80}).items():
-        start = len(rows)
+        start = len(found)
         if scale == "small" and name != "har":  # half of the time would go into looking at images
             settings = {**settings, "evaluate_every": 8}
         goals = _NATURAL if name == "har" else _STRICT if name != "cifar10, q = 0.5" else {"fpr": 0.05, "fnr": 0.03}
         shown = ours if scale == "small" and name == "fashion-mnist, iid" else judged
         for attack in ATTACKS:
             more = {**settings, "attack": attack}
-            rows.append(
+            found.append(
                 Row(heading, attack, more, name, goals, columns=(*shown, "mean") if attack == "none" else shown)
             )
         if name in ("fashion-mnist, q = 0.5", "har"):
             for label, mixed in (("two attacks mixed", _TWO), ("three attacks mixed", _THREE)):
-                rows.append(Row(heading, label, {**settings, "attack": mixed}, "", _HARD, ours))
-            rows.append(Row(heading, "split-layers", {**settings, "attack": "split-layers"}, "", _HARD, ours))
+                found.append(Row(heading, label, {**settings, "attack": mixed}, "", _HARD, ours))
+            found.append(Row(heading, "split-layers", {**settings, "attack": "split-layers"}, "", _HARD, ours))
             adaptive: dict[str, Any] = {**settings, "attack": "adaptive-skymask", "knows_defense": True}
             if scale == "small" and name != "har":
                 adaptive["attack"] = {"name": "adaptive-skymask", "shares": [0.01, 1.0], "strengths": [0.5, 1.0, 4.0]}
             # a rehearsal of the paper's masks on the small scale's images would take a third of its time
             known = ours if scale == "small" and name != "har" else ("skymask", "paper")
-            rows.append(Row(heading, "adaptive-skymask", adaptive, "", columns=known))
+            found.append(Row(heading, "adaptive-skymask", adaptive, "", columns=known))
         if name == "har" and scale != "smoke":  # small, so that there is time for three
-            rows[start:] = [replace(row, seeds=(0, 1, 2)) for row in rows[start:]]
+            found[start:] = [replace(row, seeds=(0, 1, 2)) for row in found[start:]]
     if scale != "smoke":
         name, settings = data(scale, GROUPS[:1], {"fashion-mnist": 16})[GROUPS[0]]
         settings = {**settings, "evaluate_every": 8 if scale == "small" else settings["evaluate_every"]}
         attacks = ATTACKS[1:] if scale == "paper" else ("label-flip", "min-sum", "scaling")
         for fraction in (0.4, 0.6, 0.8):
             heading = f"fashion-mnist, q = 0.5, {fraction:.0%} malicious"
-            rows.append(Row(heading, "none", {**settings, "attack": "none"}, "", columns=("mean",)))
+            found.append(Row(heading, "none", {**settings, "attack": "none"}, "", columns=("mean",)))
             for attack in attacks:
                 more = {**settings, "attack": attack, "malicious": fraction}
-                rows.append(Row(heading, attack, more, "", _CROWD, ours))
-    found = seeds(scale)
-    return Plan(tuple(rows), columns, found, ("none", "mean"), _note(scale))
+                found.append(Row(heading, attack, more, "", _CROWD, ours))
+    return Plan(tuple(found), columns, seeds(scale), ("none", "mean"), _note(scale))
 
 
 def _note(scale: Scale) -> str:

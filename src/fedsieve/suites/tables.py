@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedsieve.report.text import DASH, markdown_table, number, plain, terminal_table
 from fedsieve.suites.plan import Compared, Plan, Suite
 
 _SHORT = "✗"
@@ -15,11 +16,6 @@ _HEADINGS = {
 }
 
 
-def number(value: float | None) -> str:
-    """A rate in per cent."""
-    return "–" if value is None else f"{100 * value:.1f}"  # noqa: RUF001 (a dash is meant)
-
-
 def _text(cells: Sequence[Compared]) -> str:
     """One field of a table: ours, the paper's in brackets, a mark where a goal is missed, or why there is nothing."""
     error = next((cell.error for cell in cells if cell.error), "")
@@ -27,10 +23,10 @@ def _text(cells: Sequence[Compared]) -> str:
         return error.splitlines()[-1][:60]
     known = [cell for cell in cells if cell.ours is not None or cell.published is not None]
     if not known:
-        return "–"  # noqa: RUF001
+        return DASH
     ours = " / ".join(number(cell.ours) for cell in known)
     if len(known) == 1 and known[0].deviation is not None:
-        ours += f" ± {100 * known[0].deviation:.1f}"
+        ours += f" ± {number(known[0].deviation)}"
     theirs = ""
     if any(cell.published is not None for cell in known):
         theirs = f" ({' / '.join(number(cell.published) for cell in known)})"
@@ -54,7 +50,7 @@ def _blocks(suite: Suite, cells: Sequence[Compared]) -> list[tuple[str, str, lis
                 fields = [[c for c in here if (c.row, c.column) == (row, column)] for column in columns]
                 texts = [_text(some) if some else "" for some in fields]
                 lines.append([row, *texts, *([goals[row]] if any(goals.values()) else [])])
-            shown = [k for k in range(len(lines[0])) if k == 0 or any(line[k].strip("–") for line in lines[1:])]  # noqa: RUF001
+            shown = [k for k in range(len(lines[0])) if k == 0 or any(line[k].strip(DASH) for line in lines[1:])]
             found.append((group, heading, [[line[k] for k in shown] for line in lines]))
     return found
 
@@ -64,18 +60,12 @@ def _goal(cells: Sequence[Compared]) -> str:
     return ", ".join(f"{'≥' if c.measure == 'accuracy' else '≤'} {number(c.goal)}" for c in goals)
 
 
-def shortfalls(cells: Sequence[Compared]) -> list[Compared]:
-    """What falls short of its goal."""
-    return [cell for cell in cells if cell.short]
-
-
 def verdict(cells: Sequence[Compared]) -> str:
     """In one line, how many goals are met."""
     judged = [cell for cell in cells if cell.goal is not None and cell.ours is not None]
-    missed = shortfalls(cells)
     if not judged:
         return ""
-    return f"{len(judged) - len(missed)} of {len(judged)} goals are met; {_SHORT} marks the others."
+    return f"{sum(not cell.short for cell in judged)} of {len(judged)} goals are met; {_SHORT} marks the others."
 
 
 def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> str:
@@ -95,22 +85,16 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> s
     for group, heading, lines in _blocks(suite, cells):
         parts += [f"## {group}"] if group != last else []
         last = group
-        head, *body = ["| " + " | ".join(text.replace("|", "/") for text in line) + " |" for line in lines]
-        parts.append("\n".join([f"**{heading}**\n", head, "|---" * len(lines[0]) + "|", *body]))
+        parts.append(f"**{heading}**\n\n{markdown_table(lines)}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def terminal(suite: Suite, cells: Sequence[Compared]) -> list[Table]:
     """The same tables for a terminal."""
-    tables = []
-    for group, heading, lines in _blocks(suite, cells):
-        table = Table(title=f"{group}\n{heading}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for k, name in enumerate(lines[0]):
-            table.add_column(name, justify="right" if k else "left")
-        for line in lines[1:]:
-            table.add_row(*(text.replace("[", r"\[") for text in line))
-        tables.append(table)
-    return tables
+    return [
+        terminal_table(f"{group}\n{heading}", [[plain(text) for text in line] for line in lines])
+        for group, heading, lines in _blocks(suite, cells)
+    ]
 
 
 def write_csv(cells: Sequence[Compared], path: Path) -> None:

@@ -44,6 +44,7 @@ from fedsieve.clustering import gram_components, one_blas_thread
 from fedsieve.defenses.skymask.anchored import Masks, copies, masks_of, measure
 from fedsieve.defenses.skymask.evidence import average, estimates, remember, set_apart
 from fedsieve.defenses.skymask.joint import check_masks, cluster
+from fedsieve.ops import column_blocks
 from fedsieve.types import (
     Diagnosis,
     MissingDataError,
@@ -54,8 +55,6 @@ from fedsieve.types import (
     Updates,
     Verdict,
 )
-
-_PAPER = "Yan et al., SkyMask, ECCV 2024"
 
 _SURELY = 2.0  # the suspicion of a copy, on a scale where more than 1 is rejected
 # How much a client's measurements vary from round to round, before it has shown how much its own do: from single
@@ -98,7 +97,7 @@ class SkyMask:
     n_components: int = 2
     traits: ClassVar[Traits] = Traits(
         summary="Rejects the clients whose learned masks show harm, on the server's root data",
-        paper=_PAPER,
+        paper="Yan et al., SkyMask, ECCV 2024",
         needs=("root data", "state"),
         cost="O(n^2 d) + 12 local trainings",
     )
@@ -122,7 +121,8 @@ class SkyMask:
             return _judge_anchored(self, updates, view, view.root)
         found = cluster(self, self.preset, updates, view, view.root.update()[None])
         labels = found.labels
-        return found.verdict(None if labels is None else labels[:-1] == labels[-1], updates, with_root=True)
+        benign = None if labels is None else labels[:-1] == labels[-1]
+        return found.verdict(benign, updates, "not the root model's cluster")
 
 
 # --- Anchored masks, evidence over rounds -------------------------------------------------------------------
@@ -199,8 +199,7 @@ def _diagnosis(masks: Masks, updates: Updates, model: Float[Tensor, " d"], reaso
     # principal components of the masks as +1 and -1, the root model's among them
     signs = model[:p].sign()
     to_root = torch.zeros(n, dtype=torch.float64, device=x.device)
-    for start in range(0, p, 1 << 22):
-        block = slice(start, min(start + (1 << 22), p))
+    for block in column_blocks(x[:, :p]):
         to_root += (x[:, block].sign() @ signs[block]).double()
     gram = (masks.common - 2 * masks.differing).sum(dim=0)
     full = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=x.device)

@@ -63,7 +63,7 @@ def estimates(
 
 
 def set_apart(
-    means: Float64[Tensor, " n"], errors: Float64[Tensor, " n"], limit: float | Tensor, deviations: float
+    means: Float64[Tensor, " n"], errors: Float64[Tensor, " n"], limit: float, deviations: float
 ) -> Bool[Tensor, " n"]:
     """The upper of two groups of clients, if there are two and the upper one's mean is surely beyond the limit.
 

@@ -227,8 +227,14 @@ class Clustered:
     kept: Float[Tensor, "k l"]
     labels: ndarray | None  # None: one cluster
 
-    def verdict(self, benign: ndarray | None, updates: Updates, with_root: bool) -> Verdict:
-        """Those that are benign stay, of the rows that were clustered; all of these, where there is one cluster."""
+    def verdict(self, benign: ndarray | None, updates: Updates, reason: str) -> Verdict:
+        """Those that are benign stay, of the rows that were clustered; all of these, where there is one cluster.
+
+        Args:
+            benign: Of these rows; None for one cluster.
+            updates: What was judged.
+            reason: Why the others go.
+        """
         accepted = self.rows.clone()
         if benign is not None:
             accepted[self.rows] = torch.from_numpy(benign).to(accepted.device)
@@ -237,13 +243,11 @@ class Clustered:
         flat[:, : self.points.shape[1]] = self.points[:, :2]
         points = torch.from_numpy(flat).to(updates.matrix)
         names = tuple(s.name for s in updates.layout.layers)
-        reasons = tuple("" if stays else "not the root model's cluster" for stays in accepted[self.rows].tolist())
-        if not with_root:
-            reasons = tuple("the smaller cluster" if reason else "" for reason in reasons)
-        seen = Diagnosis(points[:n], points[n] if with_root else None, names, self.kept[:n], reasons)
+        reasons = tuple("" if stays else reason for stays in accepted[self.rows].tolist())
+        seen = Diagnosis(points[:n], points[n] if len(points) > n else None, names, self.kept[:n], reasons)
         whole = seen.spread(self.rows)
         told = zip(whole.reasons, self.rows.tolist(), strict=True)
-        whole = replace(whole, reasons=tuple(reason if borne else "overflow" for reason, borne in told))
+        whole = replace(whole, reasons=tuple(why if borne else "overflow" for why, borne in told))
         return Verdict(accepted, (~accepted).to(updates.matrix.dtype), diagnosis=whole)
 
 

@@ -59,4 +59,4 @@ class SkyMaskNR:
         if found.labels is not None:
             n, second = len(found.labels), 2 * int(found.labels.sum())
             larger = np.zeros(n, dtype=bool) if second == n else found.labels == (second > n)
-        return found.verdict(larger, updates, with_root=False)
+        return found.verdict(larger, updates, "the smaller cluster")
