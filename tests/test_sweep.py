@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from fedsieve import sweep as sweep_module
 from fedsieve.experiment import Experiment
-from fedsieve.sweep import Event, claimed, expand, finished, sweep, sweep_on_ray
+from fedsieve.runs import RunDirectory
+from fedsieve.server import ServerState
+from fedsieve.sweep import Event, claimed, expand, finished, play, sweep, sweep_on_ray
 from fedsieve.types import FedSieveError, ParameterError
 
 TINY: dict[str, Any] = {"dataset": "digits", "clients": 6, "rounds": 3, "evaluate_every": 3}
@@ -176,12 +179,39 @@ def test_two_at_once_share_the_cells(tmp_path: Path) -> None:
 
 def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
-    file.write_text(yaml.safe_dump({**GRID, "rounds": 200, "seed": [0]}))
+    grid = {**GRID, "rounds": 200, "seed": [0]}
+    file.write_text(yaml.safe_dump(grid))
     process = started(file, tmp_path / "out", 2)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # to the workers too, as a terminal does
     assert process.wait(60) == 130
-    checkpoints = list((tmp_path / "out").glob("*/checkpoint.safetensors"))
-    assert len(checkpoints) >= 2
+    interrupted = [e for e in expand(grid) if (tmp_path / "out" / e.key / "records.jsonl").exists()]
+    assert len(interrupted) >= 2
+    for cell in interrupted:
+        found = RunDirectory(tmp_path / "out" / cell.key).resume(cell, torch.device("cpu"))
+        assert found is not None
+        state, played = found
+        assert state.round == len(played) > 0
+
+
+def test_a_worker_interrupted_twice_saves_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = RunDirectory.save
+
+    def slowly(self: RunDirectory, state: ServerState) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # the second comes while the first is being answered
+        save(self, state)
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "round":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunDirectory, "save", slowly)
+    before = signal.signal(signal.SIGINT, sweep_module._interrupted_once)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play(Experiment.of(TINY), tmp_path / "cell", Path(), "cpu", interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "cell" / "checkpoint.safetensors").exists()
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

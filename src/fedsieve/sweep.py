@@ -243,6 +243,7 @@ class _Worker:
 
 
 def _work(connection: Connection, data: Path, device: str, threads: int) -> None:
+    signal.signal(signal.SIGINT, _interrupted_once)
     torch.set_num_threads(threads)
     try:
         while (task := connection.recv()) is not None:
@@ -250,6 +251,12 @@ def _work(connection: Connection, data: Path, device: str, threads: int) -> None
             play(Experiment.of(settings), path, data, device, connection.send)
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         return  # whoever gave orders has gone; the run has its checkpoint
+
+
+def _interrupted_once(*_: Any) -> None:
+    """At Ctrl-C, both the terminal and whoever gives orders interrupt a worker; once is enough to save and go."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watch) -> None:
