@@ -31,6 +31,9 @@ app.add_typer(data_app, name="data")
 out = Console()
 err = Console(stderr=True)
 
+TensorBoardFlag = Annotated[
+    bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into each run directory.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -67,9 +70,7 @@ def run(
         Path | None, typer.Option("--out", help="Run directory. [default: runs/KEY of the experiment]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the directory's last checkpoint.")] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into the run directory.")
-    ] = False,
+    tensorboard: TensorBoardFlag = False,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -106,7 +107,7 @@ def run(
             progress = RunProgress(err, experiment.rounds, experiment.dataset.name, hidden=quiet)
             displays.append(stack.enter_context(progress).show)
             if tensorboard:
-                displays.append(stack.enter_context(closing(TensorBoard(target / "tensorboard"))).show)
+                displays.append(stack.enter_context(closing(TensorBoard(target))).show)
             records, summary = run_experiment(
                 experiment,
                 out=target,
@@ -138,6 +139,7 @@ def sweep(
         str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead (auto: the one here).")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    tensorboard: TensorBoardFlag = False,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -147,7 +149,7 @@ def sweep(
 
     experiments = expand(_settings(read_yaml(file), settings or []))
     names = {e.key: _name(e) for e in experiments}
-    errors = _swept(experiments, names, directory, jobs, ray, device, quiet)
+    errors = _swept(experiments, names, directory, jobs, ray, device, quiet, tensorboard)
     failed = {key: error for key, error in errors.items() if error}
     if as_json:
         cells = [{"key": k, "name": names[k], "run_dir": str(directory / k), "error": e} for k, e in errors.items()]
@@ -174,6 +176,7 @@ def reproduce(
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
     tables_only: Annotated[bool, typer.Option("--tables-only", help="From the runs that are there.")] = False,
+    tensorboard: TensorBoardFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Rerun a published table or figure: ours beside theirs, cell by cell, and what falls short of its goal."""
@@ -204,7 +207,7 @@ def reproduce(
     if tables_only:
         errors = {e.key: "" if finished(runs / e.key, e) else "not run" for e in experiments}
     else:
-        errors = _swept(experiments, names, runs, jobs, ray, device, quiet)
+        errors = _swept(experiments, names, runs, jobs, ray, device, quiet, tensorboard)
     records = {key: RunDirectory(runs / key).records() for key, error in errors.items() if not error}
     found = compare(suite, plan, records, errors)
     target = directory or Path("reproduced") / f"{name}-{scale}"
@@ -392,19 +395,24 @@ def _swept(
     ray: str | None,
     device: str,
     quiet: bool,
+    tensorboard: bool,
 ) -> dict[str, str]:
     """Every cell's error, or "", by key, with a display meanwhile."""
     from fedsieve.data.store import data_folder
     from fedsieve.report.progress import SweepProgress
+    from fedsieve.report.tensorboard import TensorBoard
     from fedsieve.sweep import sweep as run_all
     from fedsieve.sweep import sweep_on_ray
 
     where = str(_device(device))
+    displays = [TensorBoard] if tensorboard else []
+    for display in displays:  # what it needs should fail before any cell does
+        display(directory)
     try:
         with SweepProgress(err, {e.key: e.rounds for e in experiments}, names, hidden=quiet) as progress:
             if ray is not None:
-                return sweep_on_ray(experiments, directory, data_folder(), where, ray, progress.show)
-            return run_all(experiments, directory, data_folder(), where, jobs, progress.show)
+                return sweep_on_ray(experiments, directory, data_folder(), where, ray, progress.show, displays)
+            return run_all(experiments, directory, data_folder(), where, jobs, progress.show, displays)
     except KeyboardInterrupt:
         err.print(f"interrupted; the same command goes on from {directory}", soft_wrap=True)
         raise

@@ -12,13 +12,13 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -94,8 +94,28 @@ class Event:
 Watch = Callable[[Event], None]
 
 
+class Display(Protocol):
+    """Shows one run's records where it is played, as TensorBoard does."""
+
+    def show(self, record: RoundRecord, /) -> None:
+        """One round more."""
+
+    def close(self) -> None:
+        """Flush what is there."""
+
+
+# Makes a display for a run directory; a class of a module, since workers get it by name.
+Displays = Sequence[Callable[[Path], Display]]
+
+
 def sweep(
-    experiments: Sequence[Experiment], out: Path, data: Path, device: str, jobs: int, watch: Watch
+    experiments: Sequence[Experiment],
+    out: Path,
+    data: Path,
+    device: str,
+    jobs: int,
+    watch: Watch,
+    displays: Displays = (),
 ) -> dict[str, str]:
     """Run every experiment that is not finished, ``jobs`` at a time, each in a process of a share of the cores.
 
@@ -106,6 +126,7 @@ def sweep(
         device: Where to compute.
         jobs: Processes.
         watch: Called with every event.
+        displays: Show every round of every cell.
 
     Returns:
         By key, ``""`` for cells that are finished, and what is wrong with the others.
@@ -120,7 +141,7 @@ def sweep(
             for _ in range(min(len(waiting), jobs - sum(w.busy is not None for w in workers))):
                 idle = next((w for w in workers if w.busy is None), None)
                 if idle is None:
-                    idle = _Worker(context, data, device, threads)
+                    idle = _Worker(context, data, device, threads, displays)
                     workers.append(idle)
                 idle.give(waiting.pop(0), out)
             told = {worker.connection: worker for worker in workers if worker.busy}
@@ -151,7 +172,13 @@ def sweep(
 
 
 def sweep_on_ray(
-    experiments: Sequence[Experiment], out: Path, data: Path, device: str, address: str, watch: Watch
+    experiments: Sequence[Experiment],
+    out: Path,
+    data: Path,
+    device: str,
+    address: str,
+    watch: Watch,
+    displays: Displays = (),
 ) -> dict[str, str]:
     """The same on a Ray cluster whose machines see the same folders; a cell whose worker dies is taken up by another.
 
@@ -162,6 +189,7 @@ def sweep_on_ray(
         device: Where to compute; on GPUs, each cell asks Ray for one.
         address: As ``ray.init`` takes it.
         watch: Called with every event but rounds.
+        displays: Show every round of every cell.
 
     Raises:
         FedSieveError: Without Ray, or without such a cluster.
@@ -180,7 +208,7 @@ def sweep_on_ray(
     running = {}
     for experiment in waiting:
         path, settings = (out / experiment.key).resolve(), experiment.model_dump(mode="json")
-        running[task.remote(settings, path, data.resolve(), device)] = experiment.key
+        running[task.remote(settings, path, data.resolve(), device, displays)] = experiment.key
         watch(Event(experiment.key, "started"))
     while running:
         (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -208,19 +236,19 @@ def _split(experiments: Sequence[Experiment], out: Path, watch: Watch) -> tuple[
     return results, waiting
 
 
-def _ray_cell(settings: Mapping[str, Any], path: Path, data: Path, device: str) -> Event:
+def _ray_cell(settings: Mapping[str, Any], path: Path, data: Path, device: str, displays: Displays) -> Event:
     told: list[Event] = []
     torch.set_num_threads(1)
-    play(Experiment.of(settings), path, data, device, told.append)
+    play(Experiment.of(settings), path, data, device, told.append, displays)
     return told[-1]
 
 
 class _Worker:
     """A process that runs one cell after another."""
 
-    def __init__(self, context: Any, data: Path, device: str, threads: int) -> None:
+    def __init__(self, context: Any, data: Path, device: str, threads: int, displays: Displays) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, data, device, threads), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, data, device, threads, displays), daemon=True)
         self.process.start()
         theirs.close()  # so that its end is seen when it dies
         self.busy: Experiment | None = None
@@ -242,13 +270,13 @@ class _Worker:
             self.process.kill()
 
 
-def _work(connection: Connection, data: Path, device: str, threads: int) -> None:
+def _work(connection: Connection, data: Path, device: str, threads: int, displays: Displays) -> None:
     signal.signal(signal.SIGINT, _interrupted_once)
     torch.set_num_threads(threads)
     try:
         while (task := connection.recv()) is not None:
             settings, path = task
-            play(Experiment.of(settings), path, data, device, connection.send)
+            play(Experiment.of(settings), path, data, device, connection.send, displays)
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         return  # whoever gave orders has gone; the run has its checkpoint
 
@@ -259,7 +287,7 @@ def _interrupted_once(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watch) -> None:
+def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watch, displays: Displays = ()) -> None:
     """Run one cell, unless another process does or has; tells how it ends, whatever happens."""
     key = experiment.key
     with claimed(path) as mine:
@@ -271,9 +299,12 @@ def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watc
             return
         tell(Event(key, "started"))
         last, accuracy = 0.0, ""
+        shown: list[Display] = []
 
         def on_round(record: RoundRecord) -> None:
             nonlocal last, accuracy
+            for display in shown:
+                display.show(record)
             if record.test_accuracy is not None:
                 accuracy = f"{100 * record.test_accuracy:.1f} %"
             if time.monotonic() - last > 0.2:  # a terminal shows no more
@@ -282,7 +313,9 @@ def play(experiment: Experiment, path: Path, data: Path, device: str, tell: Watc
 
         try:
             (path / "error.txt").unlink(missing_ok=True)
-            run(experiment, out=path, data=data, device=torch.device(device), resume=True, on_round=on_round)
+            with ExitStack() as stack:
+                shown += [stack.enter_context(closing(display(path))) for display in displays]
+                run(experiment, out=path, data=data, device=torch.device(device), resume=True, on_round=on_round)
         except Exception as error:
             said = str(error) if isinstance(error, FedSieveError) else traceback.format_exc()
             write_error(path, said)

@@ -1,5 +1,6 @@
 """Scalars for TensorBoard. Needs tensorboard (``pip install fedsieve[tensorboard]``)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,27 @@ _SCALARS = {
 
 
 class TensorBoard:
-    """Writes one event file; give it each record, and close it."""
+    """Writes one event file below a run directory; give it each record, and close it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        directory: The run directory.
+
+    Raises:
+        FedSieveError: Without tensorboard.
+    """
+
+    def __init__(self, directory: Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise FedSieveError("--tensorboard needs tensorboard: pip install fedsieve[tensorboard]") from error
-        self._writer: Any = SummaryWriter(str(folder))
+        self._open = partial(SummaryWriter, str(directory / "tensorboard"))
+        self._writer: Any = None
 
     def show(self, record: RoundRecord) -> None:
-        """One round more."""
+        """One round more; the first takes the place of what an earlier run wrote of it and of later ones."""
+        if self._writer is None:
+            self._writer = self._open(purge_step=record.round)
         for name, field in _SCALARS.items():
             if (value := getattr(record, field)) is not None:
                 self._writer.add_scalar(name, value, record.round)
@@ -37,4 +48,5 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush what is there."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
