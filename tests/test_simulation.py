@@ -5,9 +5,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fedsieve.clients import ClientData
@@ -15,8 +17,8 @@ from fedsieve.data.dataset import Dataset
 from fedsieve.data.digits import Digits
 from fedsieve.experiment import Experiment
 from fedsieve.seeding import stream
-from fedsieve.simulation import Simulation, _deal
-from fedsieve.types import AttackView, Backdoor, FedSieveError, RoundRecord
+from fedsieve.simulation import Simulation, _deal, _recorded
+from fedsieve.types import AttackView, Backdoor, Diagnosis, FedSieveError, RoundRecord
 
 CPU = torch.device("cpu")
 NOWHERE = Path("no such folder")
@@ -89,7 +91,7 @@ class TestClosedForm:
             assert (record.false_positive_rate, record.false_negative_rate) == (None, None)
             assert (record.attack_success_rate, record.suspicion) == (None, None)
             assert (record.applied, record.note) == (True, "")
-            assert set(record.seconds) == {"train", "attack", "defend", "evaluate"}
+            assert set(record.seconds) == {"train", "attack", "defend", "evaluate", "record"}
         assert rounds[-1][1].test_loss < rounds[0][1].test_loss
 
     def test_with_an_attack_in_the_middle(self, doubles: ModuleType) -> None:
@@ -478,6 +480,43 @@ class TestRecords:
         often, seldom = (played(TINY, evaluate_every=k) for k in (1, 4))
         assert often[-1] == seldom[-1]
         assert [r.update_norm for r in often] == [r.update_norm for r in seldom]
+
+
+class TestWhereUpdatesLie:
+    @staticmethod
+    def recorded(matrix: Tensor) -> list[tuple[float | None, float | None]]:
+        n = len(matrix)
+        seen = Diagnosis(matrix.new_zeros(n, 2), None, ("one",), matrix.new_ones(n, 1), ("",) * n)
+        found = _recorded(seen, matrix, torch.isfinite(matrix).all(dim=1)).updates
+        assert found is not None
+        return list(found)
+
+    def test_is_their_principal_plane(self) -> None:
+        matrix = torch.randn(9, 40, generator=stream(0, "test")) * 1e-3
+        matrix[4, 7] = torch.nan
+        found = self.recorded(matrix)
+        assert found[4] == (None, None)
+        finite = [k for k in range(9) if k != 4]
+        ours = np.array([found[k] for k in finite], dtype=float)
+        theirs = PCA(2).fit_transform(matrix[finite].double().numpy())
+        assert np.abs(ours) == pytest.approx(np.abs(theirs), rel=1e-3, abs=1e-7)
+        assert np.abs((ours * theirs).sum(axis=0)) == pytest.approx((theirs**2).sum(axis=0), rel=1e-3)
+
+    def test_of_huge_ones_and_of_none(self) -> None:
+        matrix = torch.zeros(4, 3)
+        matrix[0] = 3e38
+        found = self.recorded(matrix)
+        assert found[1] == found[2] == found[3]
+        assert found[0][0] != found[1][0]
+        assert all(x is not None for pair in found for x in pair)
+        assert self.recorded(torch.full((2, 3), torch.nan)) == [(None, None)] * 2
+        assert self.recorded(torch.ones(1, 3)) == [(0, 0)]
+
+    def test_is_kept_of_every_round(self) -> None:
+        for record in played(DIGITS, attack="min-max", defense="skymask", malicious=2):
+            assert record.diagnosis is not None
+            assert record.diagnosis.updates is not None
+            assert len(record.diagnosis.updates) == 8
 
 
 def test_batchnorm_statistics_take_the_aggregate_in_full(doubles: ModuleType) -> None:

@@ -137,7 +137,12 @@ def command(file: Path, out: Path) -> list[str]:
 
 def started(file: Path, out: Path, cells: int) -> subprocess.Popen[bytes]:
     """A sweep of its own process group, with some cells in it."""
-    process = subprocess.Popen(command(file, out), start_new_session=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(file, out),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     deadline = time.monotonic() + 120
     while len(list(out.glob("*/records.jsonl"))) < cells:
         assert process.poll() is None

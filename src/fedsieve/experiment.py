@@ -286,10 +286,13 @@ def _named(setting: str, value: Any, default: str) -> dict[str, Any]:
     return named
 
 
+_INTEGER = TypeAdapter(int)
+
+
 def _whole(value: Any) -> int | None:
     """The integer that pydantic will read from ``value``, or None if it will refuse it."""
     try:
-        return TypeAdapter(int).validate_python(value)
+        return _INTEGER.validate_python(value)
     except ValidationError:
         return None
 

@@ -67,7 +67,7 @@ def load(kind: str, name: str) -> type:
         near = get_close_matches(name, entries, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(entries)}"
         raise UnknownNameError(f"unknown {kind[:-1]} {name!r}; {hint}")
-    return entries[name].load()  # type: ignore[no-any-return]
+    return _loaded(entries[name])
 
 
 def _load_path(kind: str, path: str) -> type:
@@ -130,7 +130,7 @@ def complete(
     for parameter, value in parameters.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ParameterError(f"{kind[:-1]} {name}: {parameter} must be finite, got {value}")
-    signature = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in _MODEL_ARGUMENTS}
+    signature = _signature(cls)
     if any(p.kind is p.VAR_KEYWORD for p in signature.values()):
         return dict(parameters)
     _refuse_unknown(kind, name, parameters, signature)
@@ -141,12 +141,8 @@ def complete(
     missing = [k for k, p in signature.items() if p.default is p.empty and k not in {**parameters, **specs}]
     if missing:
         raise ParameterError(f"{kind[:-1]} {name}: parameter {missing[0]} has no default; set it")
-    try:
-        hints = get_type_hints(cls if dataclasses.is_dataclass(cls) else inspect.getattr_static(cls, "__init__"))
-    except (NameError, TypeError):  # a third party's annotations need not resolve; its constructor still checks
-        hints = {}
     found = {
-        k: _converted(kind, name, k, hints.get(k, Any), parameters[k]) if k in parameters else p.default
+        k: _converted(f"{kind[:-1]} {name}", cls, k, parameters[k]) if k in parameters else p.default
         for k, p in signature.items()
         if k not in specs
     }
@@ -230,12 +226,35 @@ def _refuse_unknown(kind: str, name: str, given: Mapping[str, Any], known: Mappi
             raise ParameterError(f"{kind[:-1]} {name} has no parameter {parameter!r}; {have}")
 
 
-def _converted(kind: str, name: str, parameter: str, annotation: Any, value: Any) -> Any:
-    # a column may be called 0, and YAML makes that a number
-    config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+def _converted(what: str, cls: type, parameter: str, value: Any) -> Any:
     try:
-        return TypeAdapter(annotation, config=config).validate_python(value)
+        return _converter(cls, parameter)(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in (parameter, *first["loc"]))
-        raise ParameterError(f"{kind[:-1]} {name}: {where}: {first['msg']}, got {first['input']!r}") from error
+        raise ParameterError(f"{what}: {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+# A grid has thousands of components of a few classes, and looking into a class takes longer than all the rest.
+
+
+@cache
+def _loaded(entry: EntryPoint) -> type:
+    return entry.load()  # type: ignore[no-any-return]
+
+
+@cache
+def _signature(cls: type) -> Mapping[str, inspect.Parameter]:
+    """Parameters that a user may set."""
+    return {k: p for k, p in inspect.signature(cls).parameters.items() if k not in _MODEL_ARGUMENTS}
+
+
+@cache
+def _converter(cls: type, parameter: str) -> Callable[[Any], Any]:
+    try:
+        hints = get_type_hints(cls if dataclasses.is_dataclass(cls) else inspect.getattr_static(cls, "__init__"))
+    except (NameError, TypeError):  # a third party's annotations need not resolve; its constructor still checks
+        hints = {}
+    # a column may be called 0, and YAML makes that a number
+    config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+    return TypeAdapter(hints.get(parameter, Any), config=config).validate_python

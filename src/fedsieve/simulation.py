@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve import metrics, registry
 from fedsieve.clients import ClientData, LocalTraining, RootClient, RunnableModel, Trainer
+from fedsieve.clustering import gram_components, one_blas_thread
 from fedsieve.data.dataset import Dataset
 from fedsieve.data.partition import root_indices
 from fedsieve.experiment import Experiment
 from fedsieve.models.flat import FlatModel, build_module
+from fedsieve.ops import centred_gram
 from fedsieve.optim import optimizers
 from fedsieve.seeding import stream
 from fedsieve.server import Server, ServerState
@@ -181,6 +184,8 @@ class Simulation:
         accuracy, loss, success, success_all = self._evaluated(following)
         clock.lap("evaluate")
         result = decision.aggregate
+        diagnosis = None if result.diagnosis is None else _recorded(result.diagnosis, matrix, ~decision.screened)
+        clock.lap("record")
         malicious = [i for i in cohort if i in self.malicious]
         rejected = None
         if result.accepted is not None:
@@ -202,7 +207,7 @@ class Simulation:
             attack_success_rate_all=success_all,
             false_positive_rate=metrics.false_positive_rate(cohort, malicious, rejected),
             false_negative_rate=metrics.false_negative_rate(cohort, malicious, rejected),
-            diagnosis=None if result.diagnosis is None else _recorded(result.diagnosis),
+            diagnosis=diagnosis,
             seconds=clock.laps,
         )
 
@@ -339,12 +344,18 @@ class _Rehearsal:
         return self.defense(Updates(matrix, ids, self.layout), view)
 
 
-def _recorded(diagnosis: Diagnosis) -> DiagnosisRecord:
-    """Rounded to what an eye can see, since there is one a round."""
+def _recorded(diagnosis: Diagnosis, matrix: Float[Tensor, "n d"], finite: Bool[Tensor, " n"]) -> DiagnosisRecord:
+    """Rounded to what an eye can see, since there is one a round; beside it, where the updates themselves lie."""
 
     def rows(x: Tensor, digits: int) -> list[tuple[float | None, ...]]:
         return [tuple(_finite(round(v, digits)) for v in row) for row in x.tolist()]
 
+    sent = matrix[finite]
+    with one_blas_thread():
+        plane = gram_components(centred_gram(sent, torch.ones_like(finite)[finite]), 2)
+    raw: list[tuple[float | None, float | None]] = [(None, None)] * len(matrix)
+    for row, (x, y) in zip(finite.nonzero().squeeze(1).tolist(), plane.tolist(), strict=True):
+        raw[row] = (_finite(float(f"{x:.4g}")), _finite(float(f"{y:.4g}")))
     # components count parameters, so that whole ones are fine enough
     return DiagnosisRecord(
         coordinates=tuple((x, y) for x, y in rows(diagnosis.coordinates, 1)),
@@ -354,6 +365,7 @@ def _recorded(diagnosis: Diagnosis) -> DiagnosisRecord:
         layers=diagnosis.layers,
         kept=tuple(rows(diagnosis.kept, 3)),
         reasons=diagnosis.reasons,
+        updates=tuple(raw),
     )
 
 

@@ -271,7 +271,8 @@ class _Worker:
 
 
 def _work(connection: Connection, data: Path, device: str, threads: int, displays: Displays) -> None:
-    signal.signal(signal.SIGINT, _interrupted_once)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, _interrupted_once)
     torch.set_num_threads(threads)
     try:
         while (task := connection.recv()) is not None:

@@ -491,6 +491,8 @@ class DiagnosisRecord:
         layers: Names of the model's layers.
         kept: Of each client, the share of each layer's parameters that its mask keeps.
         reasons: Of each client, or "".
+        updates: Where each client's update itself lies, along two principal components, to compare; None in records
+            of earlier versions.
     """
 
     coordinates: tuple[tuple[float | None, float | None], ...]
@@ -498,6 +500,7 @@ class DiagnosisRecord:
     layers: tuple[str, ...]
     kept: tuple[tuple[float | None, ...], ...]
     reasons: tuple[str, ...]
+    updates: tuple[tuple[float | None, float | None], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ def record(number: int, accuracy: float | None, **more: Any) -> RoundRecord:
 def diagnosis(n: int = 4) -> DiagnosisRecord:
     """Clients on a line, the last of them not looked at."""
     points = tuple((float(k), -float(k)) for k in range(n - 1))
-    return DiagnosisRecord((*points, (None, None)), (0.5, 0.5), ("one", "two"), ((0.4, 0.6),) * n, ("harm", "", "", ""))
+    updates = tuple((0.1 * k, 0.2) for k in range(n))
+    return DiagnosisRecord(
+        (*points, (None, None)), (0.5, 0.5), ("one", "two"), ((0.4, 0.6),) * n, ("harm", "", "", ""), updates
+    )
 
 
 @pytest.fixture

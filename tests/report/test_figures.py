@@ -1,6 +1,7 @@
 """Figures: that every one is drawn from the records it is of, and says so where it can't be."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,9 @@ def test_heat_map(tmp_path: Path) -> None:
 def test_masks(tmp_path: Path) -> None:
     figures.mask_scatter({"x": {"a": RECORDS, "b": RECORDS}, "y": {"b": RECORDS}}, tmp_path / "p.png")
     drawn(tmp_path / "p.png")
+    older = [replace(r, diagnosis=replace(r.diagnosis, updates=None)) for r in RECORDS if r.diagnosis]
+    figures.mask_scatter({"x": {"a": RECORDS}, "y": {"a": older}}, tmp_path / "o.png")
+    drawn(tmp_path / "o.png")
     figures.layers_kept({"x": RECORDS}, tmp_path / "q.png")
     drawn(tmp_path / "q.png")
     with pytest.raises(FedSieveError, match="tells no coordinates"):

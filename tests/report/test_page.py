@@ -150,6 +150,9 @@ def test_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any, scheme: s
     tab.locator("#round").focus()
     tab.keyboard.press("ArrowLeft")
     assert "Round 2: 2 of 4" in tab.inner_text("#scatter-text")
+    # the last client's update is drawn, its mask was never made
+    assert tab.locator("#scatter svg title").count() == 3
+    assert tab.locator("#scatter-updates svg title").count() == 4
     assert tab.inner_text("#command").startswith("fedsieve run --dataset digits --attack min-max --defense skymask")
     tab.select_option("#measure", "fpr")
     assert "benign clients rejected" in tab.inner_text("#matrix caption").lower()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,39 +119,51 @@ def heat_map(cells: Mapping[tuple[str, str], float | None], path: Path, title: s
 
 
 def mask_scatter(runs: Lines, path: Path) -> None:
-    """Where each client's mask lies in the last round, along two principal components; one panel per pair of keys."""
+    """Where each client's mask lies in the last round, along two principal components; one panel per pair of keys.
+
+    Before them, where the updates themselves lie that the first defense of the row saw, if its records tell.
+    """
     columns = list(dict.fromkeys(name for lines in runs.values() for name in lines))
-    figure, panels = _panels(len(runs) * len(columns), columns=len(columns))
-    for k, (heading, lines) in enumerate(runs.items()):
-        for j, name in enumerate(columns):
-            panel = panels[k * len(columns) + j]
-            panel.set(title=f"{heading}\n{name}", xlabel="component 1", ylabel="component 2")
-            if name not in lines:
-                continue
-            record = lines[name][-1]
-            seen = record.diagnosis
+    last = {heading: {name: records[-1] for name, records in lines.items()} for heading, lines in runs.items()}
+    firsts = {heading: next(iter(lines.values())) for heading, lines in last.items()}
+    raw = any(record.diagnosis and record.diagnosis.updates for record in firsts.values())
+    figure, panels = _panels(len(runs) * (len(columns) + raw), columns=len(columns) + raw)
+    for panel, (heading, name) in zip(panels, product(runs, [*([None] if raw else []), *columns]), strict=False):
+        panel.set(title=f"{heading}\n{name or 'updates'}", xlabel="component 1", ylabel="component 2")
+        if name is None:
+            seen = firsts[heading].diagnosis
+            if seen and seen.updates:
+                _cloud(panel, firsts[heading], seen.updates, judged=False)
+        elif name in last[heading]:
+            seen = last[heading][name].diagnosis
             if seen is None:
                 raise FedSieveError(f"{path.name}: the defense of {heading}, {name} tells no coordinates")
-            rejected = set(record.rejected or ())
-            for bad in (False, True):
-                for out in (False, True):
-                    here = [
-                        seen.coordinates[i]
-                        for i, client in enumerate(record.clients)
-                        if (client in record.malicious) == bad and (client in rejected) == out
-                    ]
-                    here = [point for point in here if point[0] is not None]
-                    label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
-                    colour = MALICIOUS if bad else BENIGN
-                    panel.scatter(
-                        *_apart(here), s=22, marker="X" if out else "o", label=label,
-                        facecolors=colour if out else "none", edgecolors=colour,
-                    )  # fmt: skip
+            _cloud(panel, last[heading][name], seen.coordinates)
             if seen.root is not None:
                 panel.scatter(*seen.root, s=90, marker="*", color=ROOT, label="root model")
-            panel.ticklabel_format(style="sci", scilimits=(-3, 4))
+        panel.ticklabel_format(style="sci", scilimits=(-3, 4))
     _legend(figure, panels)
     _save(figure, path)
+
+
+def _cloud(
+    panel: "Axes", record: RoundRecord, points: Sequence[tuple[float | None, float | None]], judged: bool = True
+) -> None:
+    """Clients as points: colour says what they are and, if ``judged``, the mark what the defense said."""
+    rejected = set(record.rejected or ()) if judged else set()
+    for bad, out in product((False, True), repeat=2):
+        here = [
+            points[i]
+            for i, client in enumerate(record.clients)
+            if (client in record.malicious) == bad and (client in rejected) == out
+        ]
+        here = [point for point in here if point[0] is not None]
+        label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
+        colour = MALICIOUS if bad else BENIGN
+        panel.scatter(
+            *_apart(here), s=22, marker="X" if out else "o", label=label if judged else None,
+            facecolors=colour if out else "none", edgecolors=colour,
+        )  # fmt: skip
 
 
 def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:

@@ -111,10 +111,15 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "round": record.round,
         "clients": list(record.clients),
         "rejected": list(record.rejected or ()),
-        "points": [None if x is None or y is None else [x, y] for x, y in seen.coordinates],
+        "points": _points(seen.coordinates),
+        "updates": _points(seen.updates or ()),
         "root": None if seen.root is None else list(seen.root),
         "reasons": list(seen.reasons),
     }
+
+
+def _points(coordinates: Sequence[tuple[float | None, float | None]]) -> list[list[float] | None]:
+    return [None if x is None or y is None else [x, y] for x, y in coordinates]
 
 
 def _spaced(n: int, most: int) -> list[int]:
