@@ -87,7 +87,7 @@ def test_runs_skips_and_reports(tmp_path: Path) -> None:
     assert Counter(e.kind for e in events if e.kind != "round") == {"started": 4, "done": 4}
     assert all(finished(tmp_path / e.key, e) for e in cells)
     before = {e.key: (tmp_path / e.key / "records.jsonl").read_bytes() for e in cells}
-    results, events = swept([*cells, Experiment.of({**TINY, "seed": 7})], tmp_path)
+    results, events = swept([*cells, Experiment.of({**TINY, "seed": 7})], tmp_path, jobs=1)
     assert set(results.values()) == {""}
     assert Counter(e.kind for e in events if e.kind != "round") == {"skipped": 4, "started": 1, "done": 1}
     assert all((tmp_path / key / "records.jsonl").read_bytes() == content for key, content in before.items())
@@ -108,16 +108,17 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path: Path) -> None:
     cells = expand({**TINY, "seed": [0, 1]})
     with claimed(tmp_path / cells[0].key) as mine:
         assert mine
-        results, events = swept(cells, tmp_path)
+        results, events = swept(cells, tmp_path, jobs=1)
     assert results == {cells[0].key: "another process runs it", cells[1].key: ""}
     assert not (tmp_path / cells[0].key / "records.jsonl").exists()
     assert "elsewhere" in {e.kind for e in events}
-    assert swept(cells, tmp_path)[0] == {e.key: "" for e in cells}
+    assert swept(cells, tmp_path, jobs=1)[0] == {e.key: "" for e in cells}
 
 
 def test_another_experiment_in_the_directory_is_not_taken_for_finished(tmp_path: Path) -> None:
     one, other = expand({**TINY, "seed": [0, 1]})
-    swept([one], tmp_path)
+    play(one, tmp_path / one.key, Path(), "cpu", lambda event: None)
+    assert finished(tmp_path / one.key, one)
     (tmp_path / one.key).rename(tmp_path / other.key)
     assert not finished(tmp_path / other.key, other)
 
@@ -220,7 +221,7 @@ def test_a_worker_interrupted_twice_saves_all_the_same(tmp_path: Path, monkeypat
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = expand({**TINY, "rounds": 40, "seed": [0, 1]})
+    cells = expand({**TINY, "rounds": 10, "seed": [0, 1]})
     workers: list[Any] = []
     real = sweep_module._Worker
 
@@ -253,7 +254,7 @@ class TestRay:
         ray = pytest.importorskip("ray")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
         try:
-            cells = expand({**TINY, "rounds": 150, "defense": ["mean", "skymask"], "seed": [0, 1]})
+            cells = expand({**TINY, "rounds": 80, "defense": ["mean", "skymask"], "seed": [0, 1]})
             events: list[Event] = []
             victim = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
             results = sweep_on_ray(cells, tmp_path, Path(), "cpu", "auto", events.append)
