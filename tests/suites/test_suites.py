@@ -29,7 +29,7 @@ def test_every_cell_is_an_experiment(name: str, scale: str) -> None:
         assert {e.dataset.name for e in cells.values()} == {"digits"}
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4", "invariant-ablation"])
 def test_published_numbers_find_their_cells(name: str) -> None:
     suite = SUITES[name]
     plan = suite.plan("paper")
