@@ -191,7 +191,7 @@ def reproduce(
         for column in ("suite", "what it is", *SCALES):
             listing.add_column(column)
         for suite in SUITES.values():
-            sizes = [f"{len(suite.plan(s).cells())} runs" for s in SCALES]
+            sizes = [f"{suite.plan(s).size} runs" for s in SCALES]
             listing.add_row(suite.name, suite.summary, *sizes)
         out.print(listing)
         return

@@ -1,10 +1,12 @@
 """The page: what is in it, and that a real browser shows it without a complaint."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -172,23 +174,28 @@ def test_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any, scheme: s
 def test_two_thousand_runs(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
     seen = [record(k, 0.5 + 0.02 * k, diagnosis=diagnosis()) for k in range(20)]
     first = make_run("0", [], seen, attack="min-max", rounds=20)
-    import dataclasses
-
     (run,) = load([first])
     assert run.experiment is not None
     names = ["none", "min-max", "min-sum", "label-flip", "scaling"]
     defenses = ["mean", "median", "geometric-median", "skymask"]
+    base = {"dataset": "digits", "clients": 4, "malicious": 1, "rounds": 20}
+
+    def having(field: str, values: list[Any]) -> list[Any]:
+        return [getattr(Experiment.of({**base, field: value}), field) for value in values]
+
+    parts = (
+        having("attack", names),
+        having("defense", defenses),
+        having("seed", list(range(25))),
+        having("partition", [{"name": "groups", "q": q} for q in (0.2, 0.4, 0.6, 0.8)]),
+    )
+    fields = ("attack", "defense", "seed", "partition")
     many = [
         dataclasses.replace(
-            run,
-            path=Path(f"{a}-{d}-{s}-{q}"),
-            experiment=Experiment.of({
-                "dataset": "digits", "clients": 4, "malicious": 1, "rounds": 20, "attack": a, "defense": d, "seed": s,
-                "partition": {"name": "groups", "q": q},
-            }),
+            run, path=Path(str(k)), experiment=run.experiment.model_copy(update=dict(zip(fields, chosen, strict=True)))
         )
-        for a in names for d in defenses for s in range(25) for q in (0.2, 0.4, 0.6, 0.8)
-    ]  # fmt: skip
+        for k, chosen in enumerate(product(*parts))
+    ]
     assert len(many) == 2000
     write_page(many, tmp_path / "index.html")
     assert (tmp_path / "index.html").stat().st_size < 30e6

@@ -282,10 +282,10 @@ def _file(kind: str, title: str) -> str:
 def _panels(
     n: int, columns: int | None = None, sharey: bool = False, size: tuple[float, float] | None = None
 ) -> tuple["Figure", list["Axes"]]:
-    """A figure with n panels, four in a row if not said otherwise; panels left over are hidden."""
+    """A figure with n panels, four in a row if not said otherwise (three, if that fills rows); those left over hide."""
     from matplotlib.figure import Figure  # an extra: only who draws needs it
 
-    columns = columns or min(4, max(1, n))
+    columns = columns or (3 if n > 4 and n % 4 and n % 3 == 0 else min(4, max(1, n)))
     rows = max(1, -(-n // columns))
     figure = Figure(figsize=size or (3.2 * columns, 0.3 + 2.9 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)

@@ -74,6 +74,11 @@ class Plan:
         """The seeds of each of its cells."""
         return row.seeds or self.seeds
 
+    @property
+    def size(self) -> int:
+        """How many experiments there are, without making them."""
+        return sum(len(self.columns_of(row)) * len(self.seeds_of(row)) for row in self.rows)
+
     def cells(self) -> dict[tuple[str, str, str, int], Experiment]:
         """Every experiment, by group, row, column and seed."""
         return self._cells
