@@ -83,6 +83,7 @@ def rates_against(runs: Lines, path: Path) -> None:
             if points:
                 panel.plot(*_apart(points), label=label, marker=MARKS[k], **_line(k))
         panel.set(title=heading, xlabel=next(iter(columns)).partition("=")[0].strip(), ylim=(-0.03, 1.03))
+        panel.set_xticks(sorted(summaries), [f"{x:g}" for x in sorted(summaries)])
         panel.grid(alpha=0.3)
     _legend(figure, panels)
     _save(figure, path)
