@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch and all that imports it is imported where used, so that --help is instant
@@ -47,7 +48,7 @@ def main() -> None:
 
         if not isinstance(error, FedSieveError):
             raise
-        err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
 
 
@@ -156,7 +157,7 @@ def sweep(
         typer.echo(json.dumps({"cells": cells, "finished": len(errors) - len(failed), "failed": len(failed)}))
     else:
         for key, error in failed.items():
-            out.print(f"[red]{names[key]}[/] ({key}): {_plain(error.splitlines()[-1])}", soft_wrap=True)
+            out.print(f"[red]{names[key]}[/] ({key}): {escape(error.splitlines()[-1])}", soft_wrap=True)
         out.print(
             f"{len(errors) - len(failed)} of {len(errors)} cells are finished\nfedsieve report {directory} shows them"
         )
@@ -250,7 +251,7 @@ def report(
             out.print(table)
             out.print()
     for line in tables.problems(runs):
-        err.print(f"[yellow]{_plain(line)}[/]", soft_wrap=True)
+        err.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     out.print(f"{len(runs)} runs, {len(found)} tables, {drawn} figures: {directory / 'index.html'}", soft_wrap=True)
 
 
@@ -302,8 +303,8 @@ def list_(
         for entry in entries:
             lines = [entry["summary"]]
             if kind:  # one kind asked for: room for all there is to know
-                lines += [f"[dim]{_plain(entry['paper'])}[/]"] if entry["paper"] else []
-                lines += [f"[dim]{k} = {_plain(_short(v))}[/]" for k, v in entry["parameters"].items()]
+                lines += [f"[dim]{escape(entry['paper'])}[/]"] if entry["paper"] else []
+                lines += [f"[dim]{k} = {escape(_short(v))}[/]" for k, v in entry["parameters"].items()]
             stage = [entry["stage"]] if entry.get("stage", "rule") != "rule" else []
             needs = [*stage, *entry["needs"], *([entry["bound"]] if entry["bound"] else [])]
             table.add_row(entry["name"], "\n".join(lines), ", ".join(needs))
@@ -406,8 +407,8 @@ def _swept(
 
     where = str(_device(device))
     displays = [TensorBoard] if tensorboard else []
-    for display in displays:  # what it needs should fail before any cell does
-        display(directory)
+    if tensorboard:
+        TensorBoard(directory)  # where it can't be imported, before any cell is played
     try:
         with SweepProgress(err, {e.key: e.rounds for e in experiments}, names, hidden=quiet) as progress:
             if ray is not None:
@@ -464,11 +465,6 @@ def _state(loader: Any, folder: Path) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _plain(text: str) -> str:
-    """Text in which rich finds no markup."""
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

@@ -352,7 +352,7 @@ def _recorded(diagnosis: Diagnosis, matrix: Float[Tensor, "n d"], finite: Bool[T
 
     sent = matrix[finite]
     with one_blas_thread():
-        plane = gram_components(centred_gram(sent, torch.ones_like(finite)[finite]), 2)
+        plane = gram_components(centred_gram(sent, finite[finite]), 2)
     raw: list[tuple[float | None, float | None]] = [(None, None)] * len(matrix)
     for row, (x, y) in zip(finite.nonzero().squeeze(1).tolist(), plane.tolist(), strict=True):
         raw[row] = (_finite(float(f"{x:.4g}")), _finite(float(f"{y:.4g}")))

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import product
 from multiprocessing.connection import Connection, wait
@@ -106,6 +107,7 @@ class Display(Protocol):
 
 # Makes a display for a run directory; a class of a module, since workers get it by name.
 Displays = Sequence[Callable[[Path], Display]]
+Player = Callable[..., None]  # :func:`play`, knowing all but the cell, its directory and whom to tell
 
 
 def sweep(
@@ -134,6 +136,7 @@ def sweep(
     results, waiting = _split(experiments, out, watch)
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(waiting))))
     context = multiprocessing.get_context("spawn")
+    player = partial(play, data=data, device=device, displays=displays)
     tries = dict.fromkeys((e.key for e in waiting), 0)
     workers: list[_Worker] = []
     try:
@@ -141,7 +144,7 @@ def sweep(
             for _ in range(min(len(waiting), jobs - sum(w.busy is not None for w in workers))):
                 idle = next((w for w in workers if w.busy is None), None)
                 if idle is None:
-                    idle = _Worker(context, data, device, threads, displays)
+                    idle = _Worker(context, player, threads)
                     workers.append(idle)
                 idle.give(waiting.pop(0), out)
             told = {worker.connection: worker for worker in workers if worker.busy}
@@ -204,11 +207,12 @@ def sweep_on_ray(
         raise FedSieveError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
     resources = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
     task = ray.remote(max_retries=3, **resources)(_ray_cell)
+    player = partial(play, data=data.resolve(), device=device, displays=displays)
     results, waiting = _split(experiments, out, watch)
     running = {}
     for experiment in waiting:
         path, settings = (out / experiment.key).resolve(), experiment.model_dump(mode="json")
-        running[task.remote(settings, path, data.resolve(), device, displays)] = experiment.key
+        running[task.remote(settings, path, player)] = experiment.key
         watch(Event(experiment.key, "started"))
     while running:
         (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -236,19 +240,19 @@ def _split(experiments: Sequence[Experiment], out: Path, watch: Watch) -> tuple[
     return results, waiting
 
 
-def _ray_cell(settings: Mapping[str, Any], path: Path, data: Path, device: str, displays: Displays) -> Event:
+def _ray_cell(settings: Mapping[str, Any], path: Path, player: Player) -> Event:
     told: list[Event] = []
     torch.set_num_threads(1)
-    play(Experiment.of(settings), path, data, device, told.append, displays)
+    player(Experiment.of(settings), path, tell=told.append)
     return told[-1]
 
 
 class _Worker:
     """A process that runs one cell after another."""
 
-    def __init__(self, context: Any, data: Path, device: str, threads: int, displays: Displays) -> None:
+    def __init__(self, context: Any, player: Player, threads: int) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, data, device, threads, displays), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, player, threads), daemon=True)
         self.process.start()
         theirs.close()  # so that its end is seen when it dies
         self.busy: Experiment | None = None
@@ -270,14 +274,14 @@ class _Worker:
             self.process.kill()
 
 
-def _work(connection: Connection, data: Path, device: str, threads: int, displays: Displays) -> None:
+def _work(connection: Connection, player: Player, threads: int) -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a script
         signal.signal(signal.SIGINT, _interrupted_once)
     torch.set_num_threads(threads)
     try:
         while (task := connection.recv()) is not None:
             settings, path = task
-            play(Experiment.of(settings), path, data, device, connection.send, displays)
+            player(Experiment.of(settings), path, tell=connection.send)
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         return  # whoever gave orders has gone; the run has its checkpoint
 

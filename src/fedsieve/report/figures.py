@@ -150,7 +150,7 @@ def mask_scatter(runs: Lines, path: Path) -> None:
 def _cloud(
     panel: "Axes", record: RoundRecord, points: Sequence[tuple[float | None, float | None]], judged: bool = True
 ) -> None:
-    """Clients as points: colour says what they are and, if ``judged``, the mark what the defense said."""
+    """Clients as points: colour says what they are and, if ``judged``, the mark what the defense said; else a dot."""
     rejected = set(record.rejected or ()) if judged else set()
     for bad, out in product((False, True), repeat=2):
         here = [
@@ -162,8 +162,8 @@ def _cloud(
         label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
         colour = MALICIOUS if bad else BENIGN
         panel.scatter(
-            *_apart(here), s=22, marker="X" if out else "o", label=label if judged else None,
-            facecolors=colour if out else "none", edgecolors=colour,
+            *_apart(here), s=22, marker="X" if out else "o" if judged else ".", label=label if judged else None,
+            facecolors=colour if out or not judged else "none", edgecolors=colour,
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedsieve.report.text import percent, plain
+from fedsieve.report.text import percent
 from fedsieve.sweep import Event
 from fedsieve.types import RoundRecord
 
@@ -116,7 +117,7 @@ class SweepProgress:
             self._bar.remove_task(self._tasks.pop(key))
         if event.kind == "failed":
             last = event.text.strip().splitlines()[-1]
-            self._bar.console.print(f"[red]failed[/] {name}: {plain(last)}", soft_wrap=True)
+            self._bar.console.print(f"[red]failed[/] {name}: {escape(last)}", soft_wrap=True)
         c, cells = self._counts, len(self._rounds)
         text = f"{c['done'] + c['skipped']} of {cells} done, {len(self._tasks)} running, {c['failed']} failed"
         self._bar.update(self._all, text=text + (f", {c['elsewhere']} elsewhere" if c["elsewhere"] else ""))

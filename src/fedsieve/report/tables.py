@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from rich.markup import escape
 from rich.table import Table
 
 from fedsieve.report.load import Run, differing, title
-from fedsieve.report.text import DASH, markdown_table, number, plain, terminal_table
+from fedsieve.report.text import DASH, markdown_table, number, terminal_table
 
 # What is shown, by the names that summaries have, and whether more is better.
 MEASURES = {
@@ -198,7 +199,7 @@ def terminal(found: Sequence[Grid]) -> list[Table]:
     """All tables."""
 
     def marked(field: str) -> str:
-        return plain(field).replace("\0", "[bold]").replace("\1", "[/]")
+        return escape(field).replace("\0", "[bold]").replace("\1", "[/]")
 
     return [
         terminal_table(

@@ -78,11 +78,6 @@ def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def plain(text: str) -> str:
-    """Text in which rich finds no markup."""
-    return text.replace("[", r"\[")
-
-
 def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
     """The closing summary of one run, from :func:`as_json`."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -106,7 +106,7 @@ def _table4(scale: Scale) -> Plan:
 
 
 def _figure1(scale: Scale) -> Plan:
-    """Min-Sum after some rounds: where masks lie."""
+    """Min-Sum after some rounds: where updates lie, and where masks do."""
     columns: dict[str, dict[str, Any]] = {
         "paper's masks": {"defense": _PAPERS},
         "anchored masks": {"defense": "skymask"},
@@ -278,7 +278,7 @@ SKYMASK = (
     Suite("table2", "SkyMask's table II: who finds malicious clients", _table2, _ALL, "table2"),
     Suite("table3", "SkyMask's table III: the threshold of binarisation", _table3, _ALL, "table3"),
     Suite("table4", "SkyMask's table IV: the number of clients", _table4, _ALL, "table4"),
-    Suite("figure1", "SkyMask's figure 1: where masks lie", _figure1, ("fpr", "fnr"), draw=_scatter),
+    Suite("figure1", "SkyMask's figure 1: where updates and masks lie", _figure1, ("fpr", "fnr"), draw=_scatter),
     Suite("figure3", "SkyMask's figure 3: what masks keep of each layer", _figure3, ("fpr", "fnr"), draw=_layers),
     Suite("figure4", "SkyMask's figure 4: 40, 60 and 80 % malicious clients", _figure4, _ALL, draw=_over_rounds),
     Suite("figure5", "SkyMask's figure 5: accuracy and failed detection", _figure5, _ALL, draw=_with_failures),

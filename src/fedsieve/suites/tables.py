@@ -4,9 +4,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
-from fedsieve.report.text import DASH, markdown_table, number, plain, terminal_table
+from fedsieve.report.text import DASH, markdown_table, number, terminal_table
 from fedsieve.suites.plan import Compared, Plan, Suite
 
 _SHORT = "✗"
@@ -92,7 +93,7 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> s
 def terminal(suite: Suite, cells: Sequence[Compared]) -> list[Table]:
     """The same tables for a terminal."""
     return [
-        terminal_table(f"{group}\n{heading}", [[plain(text) for text in line] for line in lines])
+        terminal_table(f"{group}\n{heading}", [[escape(text) for text in line] for line in lines])
         for group, heading, lines in _blocks(suite, cells)
     ]
 
