@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsieve.report.progress import SweepProgress
+from fedsieve.runs.directory.sweep import sweep
 from rich.console import Console
 
 from fedsieve import Experiment, FedSieveError, summarize
 from fedsieve.data.store import data_folder
-from fedsieve.report.progress import SweepProgress
 from fedsieve.report.text import markdown_table, number
-from fedsieve.runs import RunDirectory
-from fedsieve.sweep import sweep
+from fedsieve.runs.directory import RunDirectory
 
 OUT, RUNS = Path("docs/results"), Path("runs")
 Cell = Mapping[str, Any]

@@ -8,7 +8,7 @@ import argparse
 
 from grid import OUT, Cell, play_all, rate, read_numbers, replace_tables, table, write_numbers
 
-from fedsieve import registry
+from fedsieve.config import registry
 from fedsieve.report.text import number
 
 OTHER_DATA = {"edge-case", "phrase"}  # need colour images and text

@@ -8,21 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedsieve.core.attack import Attack, AttackView, PoisonView
+from fedsieve.core.defense import Aggregate, Detection, PreAggregated, ServerView, Updates
+from fedsieve.core.layout import Layout
+from fedsieve.core.traits import Traits
 from fedsieve.data.dataset import Dataset
-from fedsieve.types import (
-    Aggregate,
-    Attack,
-    AttackView,
-    Layout,
-    Objective,
-    PoisonView,
-    ServerView,
-    Traits,
-    Transformed,
-    Updates,
-    Verdict,
-    Witnesses,
-)
 
 seen: list[Any] = []  # what the watchers below have seen; the fixture empties it
 
@@ -86,29 +76,59 @@ class Normed(nn.Module):
         return self.layers(x)
 
 
+class Scalar(nn.Module):
+    """Returns one number for each sample instead of a logit for each class."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_shape[0], 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x)
+
+
+class Convolution(nn.Module):
+    """Takes images only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
 @dataclass(frozen=True)
 class Nothing:
-    """Root data of which nobody asks anything."""
+    """Root data for attacks that don't use them: the loss is the sum of the parameters."""
 
     def loss(self, flat: Tensor, /) -> Tensor:
         return flat.sum()
 
-    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, loss: Any = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return flat.sum(), torch.ones_like(flat)
 
     def update(self) -> Tensor:
         return torch.zeros(1)
 
-    def witnesses(self) -> Witnesses:
-        raise AssertionError("nothing here asks for witnesses")
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)  # isinstance of a protocol reads properties
+
+    @property
+    def n_classes(self) -> int:
+        return 2
+
+    def train(self, datasets: Any, /) -> Tensor:
+        raise AssertionError("nothing here trains")
 
 
 def attack_view(own: Tensor, others: Tensor | None) -> AttackView:
     """The view of an attacker that needs no more than updates."""
     return AttackView(
         round=0,
-        own=own,
-        others=others,
+        malicious_updates=own,
+        benign_updates=others,
         n_clients=len(own) + (0 if others is None else len(others)),
         global_params=torch.zeros_like(own[0]),
         generator=torch.Generator(),
@@ -124,29 +144,26 @@ def attack_view(own: Tensor, others: Tensor | None) -> AttackView:
 
 @dataclass(frozen=True)
 class Honest:
-    """Poisons nothing; the rest of an attack is up to the classes below."""
-
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        return x, y
+    """Sends the honest updates."""
 
     def craft(self, view: AttackView, /) -> Tensor:
-        return view.own
+        return view.malicious_updates
 
 
 @dataclass(frozen=True)
 class Spy(Honest):
-    """Keeps what it saw, and sends minus ``factor`` times the truth."""
+    """Keeps the views it gets, and sends -``factor`` times the honest updates."""
 
     factor: float = 3.0
 
     def craft(self, view: AttackView, /) -> Tensor:
         seen.append(view)
-        return -self.factor * view.own
+        return -self.factor * view.malicious_updates
 
 
 @dataclass(frozen=True)
 class Forger(Spy):
-    """A spy that shifts its data as well."""
+    """A spy that poisons data, too: adds 1 to every sample."""
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
         seen.append(view.member)
@@ -157,12 +174,12 @@ class Forger(Spy):
 class Insider(Spy):
     """A spy that must know the defense."""
 
-    traits: ClassVar[Traits] = Traits(summary="rehearses", needs=("updates", "defense"))
+    traits: ClassVar[Traits] = Traits(summary="simulates the defense", needs=("defense",))
 
 
 @dataclass(frozen=True)
 class Pair(Honest):
-    """Made of other attacks."""
+    """An attack made of other attacks."""
 
     attacks: tuple[Attack, ...] = ()
     bonus: int = 0
@@ -171,13 +188,13 @@ class Pair(Honest):
 
 @dataclass(frozen=True)
 class Vandal(Honest):
-    """Scribbles over all that it is shown."""
+    """Overwrites every tensor of its view."""
 
     def craft(self, view: AttackView, /) -> Tensor:
-        assert view.others is not None
-        for tensor in (view.own, view.others, view.global_params):
+        assert view.benign_updates is not None
+        for tensor in (view.malicious_updates, view.benign_updates, view.global_params):
             tensor.fill_(1e6)
-        return torch.zeros_like(view.own)
+        return torch.zeros_like(view.malicious_updates)
 
 
 @dataclass(frozen=True)
@@ -187,23 +204,32 @@ class Constant(Honest):
     value: float | None = None
 
     def craft(self, view: AttackView, /) -> Tensor:
-        return torch.full_like(view.own, torch.nan if self.value is None else self.value)
+        return torch.full_like(view.malicious_updates, torch.nan if self.value is None else self.value)
 
 
 @dataclass(frozen=True)
 class OneRow(Honest):
-    """Sends one row, however many are due."""
+    """Sends one row in place of one per malicious client."""
 
     def craft(self, view: AttackView, /) -> Tensor:
-        return view.own[0]
+        return view.malicious_updates[0]
+
+
+@dataclass(frozen=True)
+class Simulating(Honest):
+    """Sends the reversed aggregate of its simulated defense, which depends on the state of that defense."""
+
+    def craft(self, view: AttackView, /) -> Tensor:
+        assert view.simulate_defense is not None
+        return -view.simulate_defense(view.known_updates).update.expand_as(view.malicious_updates)
 
 
 @dataclass(frozen=True)
 class Noise(Honest):
-    """Sends noise from the generator that it is given."""
+    """Sends noise from the view's generator."""
 
     def craft(self, view: AttackView, /) -> Tensor:
-        return torch.randn(view.own.shape, generator=view.generator, dtype=view.own.dtype)
+        return torch.randn(view.malicious_updates.shape, generator=view.generator, dtype=view.malicious_updates.dtype)
 
 
 # --- Defenses -----------------------------------------------------------------------------------------------
@@ -211,7 +237,7 @@ class Noise(Honest):
 
 @dataclass(frozen=True)
 class Watch:
-    """The mean, and keeps what it saw."""
+    """The mean; keeps what it saw."""
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         n = len(updates.matrix)
@@ -221,30 +247,30 @@ class Watch:
 
 @dataclass(frozen=True)
 class Below:
-    """Rejects the clients whose id is below ``id``; counts its rounds; suspects the low ones."""
+    """Rejects the clients with ids below ``id``; counts rounds in its state; the score is minus the id."""
 
     id: int = 2
 
-    def judge(self, updates: Updates, view: ServerView, /) -> Verdict:
+    def detect(self, updates: Updates, view: ServerView, /) -> Detection:
         assert view.state in (None, view.round)
-        return Verdict(updates.client_ids >= self.id, -updates.client_ids.double(), state=view.round + 1)
+        return Detection(updates.client_ids >= self.id, -updates.client_ids.double(), state=view.round + 1)
 
 
 @dataclass(frozen=True)
 class Halve:
-    """Halves every update; counts its rounds."""
+    """Halves every update; counts rounds in its state."""
 
     factor: float = 0.5
 
-    def transform(self, updates: Updates, view: ServerView, /) -> Transformed:
+    def preaggregate(self, updates: Updates, view: ServerView, /) -> PreAggregated:
         seen.append(("halve", view))
         halved = Updates(self.factor * updates.matrix, updates.client_ids, updates.layout)
-        return Transformed(halved, state=(view.state or 0) + 1)
+        return PreAggregated(halved, state=(view.state or 0) + 1)
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """A rule with tensors in its state, and randomness: the mean of all rounds so far, and a little noise."""
+    """Has tensors in its state and draws: a decaying sum of the means of all rounds, plus noise."""
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         n, mean = len(updates.matrix), updates.matrix.mean(dim=0)

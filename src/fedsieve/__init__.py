@@ -4,67 +4,122 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsieve.experiment import Experiment
-    from fedsieve.metrics import summarize
-    from fedsieve.runs import RunDirectory, run
-    from fedsieve.server import Server, ServerState
-    from fedsieve.simulation import Simulation
-    from fedsieve.types import (
-        Aggregate,
+    from fedsieve.config.experiment import Experiment
+    from fedsieve.core.attack import (
         Attack,
         AttackView,
         Backdoor,
-        Defense,
-        FedSieveError,
-        Filter,
-        Layout,
+        DataAttack,
         PoisonView,
-        RoundRecord,
-        ServerView,
-        Traits,
-        Transform,
-        Transformed,
+        Task,
         Triggered,
-        Updates,
-        Verdict,
+        UpdateAttack,
     )
+    from fedsieve.core.defense import (
+        Aggregate,
+        Aggregator,
+        Detection,
+        Detector,
+        Diagnosis,
+        PreAggregated,
+        PreAggregator,
+        Root,
+        ServerView,
+        Updates,
+    )
+    from fedsieve.core.errors import FedSieveError
+    from fedsieve.core.layout import Layout
+    from fedsieve.core.metrics import summarize
+    from fedsieve.core.records import RoundRecord
+    from fedsieve.core.traits import Traits
+    from fedsieve.federation.matrix import aggregate, detect, root_data
+    from fedsieve.federation.server import Server, ServerState
+    from fedsieve.federation.simulation import Simulation
+    from fedsieve.runs.directory import RunDirectory
+    from fedsieve.runs.run import run
+
+# Module of every public name, imported on first use: torch takes seconds, and the command line's --help needs none.
+_HOMES = {
+    "Aggregate": "core.defense",
+    "Aggregator": "core.defense",
+    "Attack": "core.attack",
+    "AttackView": "core.attack",
+    "Backdoor": "core.attack",
+    "DataAttack": "core.attack",
+    "Detection": "core.defense",
+    "Detector": "core.defense",
+    "Diagnosis": "core.defense",
+    "Experiment": "config.experiment",
+    "FedSieveError": "core.errors",
+    "Layout": "core.layout",
+    "PoisonView": "core.attack",
+    "PreAggregated": "core.defense",
+    "PreAggregator": "core.defense",
+    "Root": "core.defense",
+    "RoundRecord": "core.records",
+    "RunDirectory": "runs.directory",
+    "Server": "federation.server",
+    "ServerState": "federation.server",
+    "ServerView": "core.defense",
+    "Simulation": "federation.simulation",
+    "Task": "core.attack",
+    "Traits": "core.traits",
+    "Triggered": "core.attack",
+    "UpdateAttack": "core.attack",
+    "Updates": "core.defense",
+    "aggregate": "federation.matrix",
+    "detect": "federation.matrix",
+    "root_data": "federation.matrix",
+    "run": "runs.run",
+    "summarize": "core.metrics",
+}
 
 __all__ = [
     "Aggregate",
+    "Aggregator",
     "Attack",
     "AttackView",
     "Backdoor",
-    "Defense",
+    "DataAttack",
+    "Detection",
+    "Detector",
+    "Diagnosis",
     "Experiment",
     "FedSieveError",
-    "Filter",
     "Layout",
     "PoisonView",
+    "PreAggregated",
+    "PreAggregator",
+    "Root",
     "RoundRecord",
     "RunDirectory",
     "Server",
     "ServerState",
     "ServerView",
     "Simulation",
+    "Task",
     "Traits",
-    "Transform",
-    "Transformed",
     "Triggered",
+    "UpdateAttack",
     "Updates",
-    "Verdict",
+    "__version__",
+    "aggregate",
+    "detect",
+    "root_data",
     "run",
     "summarize",
 ]
 
 
-# Loaded on first use, so that the command line's --help need not wait for torch.
-_HOMES = ("types", "metrics", "experiment", "server", "simulation", "runs")
-
-
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for home in _HOMES:
-            module = import_module(f"fedsieve.{home}")
-            if name in vars(module):
-                return vars(module)[name]
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fedsieve")
+    if name in _HOMES:
+        return getattr(import_module(f"fedsieve.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'fedsieve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

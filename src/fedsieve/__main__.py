@@ -1,4 +1,4 @@
-"""``python -m fedsieve``."""
+"""``python -m fedsieve`` is the command line."""
 
 from fedsieve.cli import main
 

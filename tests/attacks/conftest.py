@@ -1,4 +1,4 @@
-"""What every test of an attack needs: a view of one round."""
+"""Views of one round and of one client's data, for all tests of attacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsieve.types import AttackView, Layout, Objective, PoisonView, Task, Witnesses
+from fedsieve.core.attack import AttackView, PoisonView, Task
+from fedsieve.core.layout import Layout
 
 
 @dataclass(frozen=True)
 class Practice:
-    """Training that goes half the way from the start to ``targets`` [m, d]; on poisoned data, to their opposites."""
+    """Training that moves halfway from the start to ``targets`` [m, d]; on poisoned data, to ``-targets``."""
 
     targets: Tensor
 
@@ -24,24 +25,33 @@ class Practice:
 
 @dataclass(frozen=True)
 class Bowl:
-    """Clean data whose loss is half the squared distance to ``target``."""
+    """Clean data with half the squared distance to ``target`` as loss."""
 
     target: Tensor
 
     def loss(self, flat: Tensor, /) -> Tensor:
         return 0.5 * (flat - self.target).square().sum()
 
-    def gradient(self, flat: Tensor, objective: Objective = "cross-entropy", /) -> tuple[Tensor, Tensor]:
+    def gradient(self, flat: Tensor, loss: Any = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.loss(flat), flat - self.target
 
     def update(self) -> Tensor:
         return self.target
 
-    def witnesses(self) -> Witnesses:
-        raise AssertionError("nothing here asks for witnesses")
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)  # isinstance of a protocol reads properties
+
+    @property
+    def n_classes(self) -> int:
+        return 2
+
+    def train(self, datasets: Any, /) -> Tensor:
+        raise AssertionError("no attack trains on root data")
 
 
 def view(own: Any, others: Any = None, n_clients: int | None = None, seed: int = 0, **more: Any) -> AttackView:
+    """What the attacker knows in a round with ``own`` as malicious updates and ``others`` as benign ones."""
     own = torch.as_tensor(own)
     others = None if others is None else torch.as_tensor(others)
     params = torch.linspace(-1, 1, own.shape[1]).to(own)
@@ -55,25 +65,25 @@ def view(own: Any, others: Any = None, n_clients: int | None = None, seed: int =
         "train": Practice(own + params),
         "root": Bowl(own.mean(dim=0) + params),
     }
-    return AttackView(own=own, others=others, **{**usual, **more})
+    return AttackView(malicious_updates=own, benign_updates=others, **{**usual, **more})
 
 
 def poison_view(
     n_classes: int = 4, seed: int = 0, member: int = 0, folder: Path = Path(), encode: Any = None
 ) -> PoisonView:
-    """What a malicious client knows when it poisons its data."""
+    """What a malicious client knows when it poisons its data, with ``encode`` for raw samples."""
     return PoisonView(Task(n_classes, folder, encode), member, torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="session")
 def make_view() -> Callable[..., AttackView]:
-    """The helper above; a fixture, since test modules can't be imported from each other."""
+    """The function ``view``."""
     return view
 
 
 @pytest.fixture(scope="session")
 def make_poison_view() -> Callable[..., PoisonView]:
-    """The other helper."""
+    """The function ``poison_view``."""
     return poison_view
 
 

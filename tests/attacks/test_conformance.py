@@ -1,6 +1,7 @@
 """What every registered attack must do."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsieve import registry
-from fedsieve.types import Aggregate, Attack, AttackView, Backdoor, PoisonView, Task, Triggered
+from fedsieve.config import registry
+from fedsieve.core.attack import (
+    Attack,
+    AttackView,
+    Backdoor,
+    DataAttack,
+    PoisonView,
+    Task,
+    Triggered,
+    UpdateAttack,
+    craft,
+    poison,
+)
+from fedsieve.core.defense import Aggregate
 
 NAMES = registry.names("attacks")
 N_CLASSES = 4
-UNTARGETED = {"label-flip"}  # change data, but to no end that a trigger would show
-KINDS = {"edge-case": ("images",), "phrase": ("texts",)}  # data that an attack is for, if it is not for any
-PARAMETERS = {"edge-case": {"target": 1}}  # where the default fits one dataset only
+UNTARGETED = {"label-flip"}  # data attacks without a backdoor
+KINDS = {"edge-case": ("images",), "phrase": ("texts",)}  # data that an attack is for; images and features for others
+PARAMETERS = {"edge-case": {"target": 1}}  # where the default is for one dataset
+# Methods that change nothing with default parameters: model replacement is off, and split-layers passes data on.
+UNCHANGED = {"poison": {"split-layers"}, "craft": {"none", "edge-case", "phrase"}}
 
 Poisoned = Callable[..., tuple[Tensor, Tensor]]
 
@@ -37,7 +52,7 @@ def encode_images(raw: Any) -> Tensor:
 
 
 def encode_texts(texts: list[str]) -> Tensor:
-    """A word's id is its length and 1; six words at most."""
+    """The id of a word is its length plus 1; at most six words."""
     return torch.tensor([([1 + len(word) for word in text.split()] + 6 * [0])[:6] for text in texts])
 
 
@@ -46,7 +61,7 @@ ENCODE = {"images": encode_images, "features": None, "texts": encode_texts}
 
 def build(name: str) -> Attack:
     attack = registry.build("attacks", name, PARAMETERS.get(name, {}))
-    assert isinstance(attack, Attack)
+    assert isinstance(attack, DataAttack | UpdateAttack)
     return attack
 
 
@@ -55,8 +70,12 @@ def plain_mean(matrix: Tensor) -> Aggregate:
 
 
 def grants(name: str) -> dict[str, Any]:
-    """What the threat model must grant it."""
-    return {"rehearse": plain_mean} if "defense" in registry.traits("attacks", name).needs else {}
+    """Fields of the view that the attack needs and that the threat model need not grant."""
+    return {"simulate_defense": plain_mean} if "defense" in registry.traits("attacks", name).needs else {}
+
+
+def sent_by(name: str, view: AttackView) -> Tensor:
+    return craft(build(name), view, name)
 
 
 def test_registry_is_complete() -> None:
@@ -67,7 +86,7 @@ def test_registry_is_complete() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a file of images."""
+    """A data folder with the file of edge-case."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "edge-cases").mkdir()
     train, test = np.arange(320, dtype=np.uint8).reshape(5, 8, 8, 1), np.zeros((3, 8, 8, 1), np.uint8)
@@ -101,7 +120,12 @@ def test_one_finite_row_per_malicious_client(
     granted: bool,
 ) -> None:
     own, others = data.own[:m].to(dtype), data.others.to(dtype)
-    sent = build(name).craft(make_view(own, others if granted else None, n_clients=m + 8, **grants(name)))
+    view = make_view(own, others if granted else None, n_clients=m + 8, **grants(name))
+    sent, attack = sent_by(name, view), build(name)
+    if isinstance(attack, UpdateAttack):  # craft converts what a third party's attack returns
+        direct = attack.craft(replace(view, generator=torch.Generator().manual_seed(0)))
+        assert (direct.dtype, direct.device) == (dtype, own.device)
+        assert torch.equal(direct, sent)
     assert sent.shape == (m, 40)
     assert sent.dtype == dtype
     assert sent.device == own.device
@@ -110,34 +134,35 @@ def test_one_finite_row_per_malicious_client(
 
 @every_attack
 def test_uses_only_what_is_granted(make_view: Callable[..., AttackView], data: SimpleNamespace, name: str) -> None:
-    # not granted, the others' updates could only be reached through storage behind the attacker's own
+    # benign updates that are not granted could only be read from the storage behind the malicious ones
     quiet = torch.cat([data.own, torch.zeros(8, 40)])
     loud = torch.cat([data.own, torch.full((8, 40), 1e9)])
-    one, other = (build(name).craft(make_view(rows[:3], n_clients=11, **grants(name))) for rows in (quiet, loud))
+    one, other = (sent_by(name, make_view(rows[:3], n_clients=11, **grants(name))) for rows in (quiet, loud))
     assert torch.equal(one, other)
 
 
 @every_attack
 def test_inputs_of_craft_are_unchanged(make_view: Callable[..., AttackView], data: SimpleNamespace, name: str) -> None:
     view = make_view(data.own, data.others, **grants(name))
-    assert view.others is not None
-    before = [t.clone() for t in (view.own, view.others, view.global_params)]
-    build(name).craft(view)
-    assert all(torch.equal(a, b) for a, b in zip((view.own, view.others, view.global_params), before, strict=True))
+    assert view.benign_updates is not None
+    tensors = (view.malicious_updates, view.benign_updates, view.global_params)
+    before = [t.clone() for t in tensors]
+    sent_by(name, view)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
 @every_attack
 def test_same_seed_same_update(make_view: Callable[..., AttackView], data: SimpleNamespace, name: str) -> None:
-    one, other = (build(name).craft(make_view(data.own, data.others, seed=5, **grants(name))) for _ in range(2))
+    one, other = (sent_by(name, make_view(data.own, data.others, seed=5, **grants(name))) for _ in range(2))
     assert torch.equal(one, other)
 
 
 @every_attack
-def test_order_of_the_others_is_irrelevant(
+def test_order_of_the_benign_updates_is_irrelevant(
     make_view: Callable[..., AttackView], data: SimpleNamespace, name: str
 ) -> None:
     one, other = (
-        build(name).craft(make_view(data.own.double(), rows.double(), **grants(name)))
+        sent_by(name, make_view(data.own.double(), rows.double(), **grants(name)))
         for rows in (data.others, data.others.flip(0))
     )
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -148,7 +173,7 @@ class TestPoison:
     @pytest.fixture
     def poisoned(self, make_poison_view: Callable[..., PoisonView], folder: Path, kind: str) -> Poisoned:
         def poisoned(name: str, x: Tensor, y: Tensor, n_classes: int = N_CLASSES) -> tuple[Tensor, Tensor]:
-            return build(name).poison(x, y, make_poison_view(n_classes, folder=folder, encode=ENCODE[kind]))
+            return poison(build(name), x, y, make_poison_view(n_classes, folder=folder, encode=ENCODE[kind]))
 
         return poisoned
 
@@ -193,7 +218,7 @@ def test_triggered_inputs_of_a_backdoor(data: SimpleNamespace, folder: Path, nam
     found = attack.triggered(samples, data.y, task) if isinstance(attack, Backdoor) else None
     assert torch.equal(samples, x_before)
     assert torch.equal(data.y, y_before)
-    assert isinstance(attack, Backdoor) or "data" not in registry.traits("attacks", name).needs or name in UNTARGETED
+    assert isinstance(attack, Backdoor) or not isinstance(attack, DataAttack) or name in UNTARGETED
     if found is None:
         return
     assert isinstance(found, Triggered)
@@ -205,7 +230,7 @@ def test_triggered_inputs_of_a_backdoor(data: SimpleNamespace, folder: Path, nam
 
 
 @every_attack
-def test_does_something_that_its_traits_say(
+def test_does_what_its_methods_and_traits_say(
     make_view: Callable[..., AttackView],
     make_poison_view: Callable[..., PoisonView],
     data: SimpleNamespace,
@@ -216,18 +241,25 @@ def test_does_something_that_its_traits_say(
     kind = kinds(name)[0]
     samples = getattr(data, kind)
     views = [make_poison_view(N_CLASSES, member=member, folder=folder, encode=ENCODE[kind]) for member in range(3)]
-    poisoned = [build(name).poison(samples, data.y, view) for view in views]
+    attack = build(name)
+    poisoned = [poison(attack, samples, data.y, view) for view in views]
     poisons = any(not (torch.equal(x, samples) and torch.equal(y, data.y)) for x, y in poisoned)
-    asked = []
+    simulated = []
 
-    def rehearse(matrix: Tensor) -> Aggregate:
-        asked.append(matrix)
-        return Aggregate(matrix.mean(dim=0), matrix.new_full((len(matrix),), 1 / len(matrix)))
+    def simulate_defense(matrix: Tensor) -> Aggregate:
+        simulated.append(matrix)
+        return plain_mean(matrix)
 
-    crafts = not torch.equal(build(name).craft(make_view(data.own, data.others, rehearse=rehearse)), data.own)
-    does = {"data": poisons, "updates": crafts, "defense": bool(asked)}
-    assert set(traits.needs) == {word for word in does if does[word]}
+    sent = sent_by(name, make_view(data.own, data.others, simulate_defense=simulate_defense))
+    assert poisons == (isinstance(attack, DataAttack) and name not in UNCHANGED["poison"])
+    assert torch.equal(sent, data.own) != (isinstance(attack, UpdateAttack) and name not in UNCHANGED["craft"])
+    assert traits.needs == (("defense",) if simulated else ())
     assert traits.summary
+
+
+@every_attack
+def test_default_constructor_is_the_registry_default(name: str) -> None:
+    assert registry.load("attacks", name)() == registry.build("attacks", name, {})
 
 
 @every_attack
@@ -241,7 +273,7 @@ def test_global_randomness_is_left_alone(
     kind = kinds(name)[0]
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
     view = make_poison_view(N_CLASSES, folder=folder, encode=ENCODE[kind])
-    build(name).poison(getattr(data, kind), data.y, view)
-    build(name).craft(make_view(data.own, data.others, **grants(name)))
+    poison(build(name), getattr(data, kind), data.y, view)
+    sent_by(name, make_view(data.own, data.others, **grants(name)))
     assert torch.equal(torch.get_rng_state(), torch_before)
     np.testing.assert_equal(np.random.get_state(legacy=False), numpy_before)  # noqa: NPY002

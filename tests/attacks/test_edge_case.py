@@ -1,4 +1,4 @@
-"""Edge cases: which images join, how many, what is measured, and what is said where they don't fit."""
+"""Edge cases: which images are added, how many, what is measured, and the errors for unfit files and data."""
 
 import math
 import os
@@ -17,15 +17,16 @@ from numpy import ndarray
 from torch import Tensor
 
 from fedsieve.attacks.edge_case import EdgeCase
+from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.data import cifar10, fashion_mnist
-from fedsieve.types import AttackView, Backdoor, CorruptDataError, MissingDataError, ParameterError, PoisonView, Task
 
 FORMAT = "an npz file with uint8 arrays train and test, [k, height, width, channels] each"
 PLACE = Path("edge-cases/southwest-planes.npz")
 
 
 def image(number: int) -> ndarray:
-    """Two by two pixels of three channels, of which the first pixel's first says which image it is."""
+    """Two by two pixels of three channels; the first channel of the first pixel is the number."""
     return np.arange(12, dtype=np.uint8).reshape(2, 2, 3) + np.uint8(number)
 
 
@@ -38,7 +39,7 @@ def write(folder: Path, **arrays: ndarray) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five images to train, numbers 100 to 104, and three to test, from 200."""
+    """Five images to train on, numbers 100 to 104, and three to test, from 200."""
     write(
         tmp_path, train=np.stack([image(100 + k) for k in range(5)]), test=np.stack([image(200 + k) for k in range(3)])
     )
@@ -60,7 +61,7 @@ def test_is_a_backdoor() -> None:
 class TestPoison:
     def test_by_hand(self, folder: Path, make_poison_view: Callable[..., PoisonView]) -> None:
         x, y = EdgeCase(target=2, share=0.25).poison(*clean(6), make_poison_view(folder=folder, encode=encode))
-        # 2 of 8 are a quarter; the clean ones stay, and first
+        # 2 of 8 are a quarter; the clean samples come first
         assert (x.shape, x.dtype) == ((8, 3, 2, 2), torch.float32)
         assert not x[:6].any()
         assert y.tolist() == [0, 1, 2, 3, 0, 1, 2, 2]
@@ -97,7 +98,7 @@ class TestPoison:
         for start in range(0, count, 5):
             assert len(set(numbers[start : start + 5])) == min(5, count - start)
 
-    def test_generator_decides_which(self, folder: Path, make_poison_view: Callable[..., PoisonView]) -> None:
+    def test_generator_draws_the_images(self, folder: Path, make_poison_view: Callable[..., PoisonView]) -> None:
         drawn = [
             EdgeCase(target=0).poison(*clean(14), make_poison_view(seed=seed, folder=folder, encode=encode))[0]
             for seed in (0, 0, 1, 2, 3)
@@ -119,7 +120,7 @@ class TestTriggered:
         assert found.wanted.tolist() == [2, 2, 2]
         assert found.already.tolist() == [False, False, False]
 
-    def test_test_data_do_not_matter(self, folder: Path) -> None:
+    def test_does_not_depend_on_the_test_data(self, folder: Path) -> None:
         task = Task(4, folder, encode)
         one = EdgeCase(target=2).triggered(*clean(7), task)
         other = EdgeCase(target=2).triggered(torch.ones(1, 3, 2, 2), torch.tensor([2]), task)
@@ -229,9 +230,9 @@ class TestFit:
 class TestCraft:
     own = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
 
-    def test_black_box_sends_what_it_learned(self, make_view: Callable[..., AttackView]) -> None:
+    def test_black_box_sends_the_trained_update(self, make_view: Callable[..., AttackView]) -> None:
         view = make_view(self.own, torch.randn(5, 2))
-        assert EdgeCase().craft(view) is view.own
+        assert EdgeCase().craft(view) is view.malicious_updates
 
     def test_model_replacement(self, make_view: Callable[..., AttackView]) -> None:
         sent = EdgeCase(factor=3.5).craft(make_view(self.own, torch.randn(5, 2)))

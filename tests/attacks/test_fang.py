@@ -1,4 +1,4 @@
-"""The attacks on the trimmed mean and on Krum, against loops and against the rules they are made for."""
+"""The attacks on the trimmed mean and on Krum, against loops and against these aggregators."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsieve.attacks.fang import FangKrum, FangTrim, beyond_extremes, largest_chosen_step
-from fedsieve.types import AttackView, ParameterError
+from fedsieve.core.attack import AttackView
+from fedsieve.core.errors import ParameterError
 
 Rows = list[list[float]]
 VALUE = st.integers(-1000, 1000).map(lambda v: v / 100)
@@ -47,13 +48,13 @@ def trimmed_mean(rows: Tensor, f: int) -> Tensor:
 
 
 def published_krum(rows: Rows, f: int) -> list[float]:
-    """The score of each: the sum of the squared distances to the n - f - 2 nearest others, one at least."""
+    """Score of each row: the sum of the squared distances to its n - f - 2 nearest others, one at least."""
     k = max(1, len(rows) - f - 2)
     return [sum(sorted(distance(a, b) ** 2 for j, b in enumerate(rows) if j != i)[:k]) for i, a in enumerate(rows)]
 
 
 def published_lambda(benign: Rows, s: list[int], f: int, threshold: float) -> float:
-    """From theorem 1's bound, halved until Krum picks a crafted update."""
+    """From theorem 1's bound, halved until Krum selects a crafted update."""
     b, d = len(benign), len(s)
     k, denominator = max(b - 2, 1), max(b - f - 1, 1)  # n - f - 2 and n - 2f - 1, with n = b + f
     nearest = min(sum(sorted(distance(a, c) for j, c in enumerate(benign) if j != i)[:k]) for i, a in enumerate(benign))
@@ -95,7 +96,7 @@ class TestTrim:
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(rows=tables())
     def test_intervals_of_partial_knowledge(self, make_view: Callable[..., AttackView], rows: Rows) -> None:
-        """As published: mu - s [3, 4] sigma over the compromised devices' own updates."""
+        """As published: mu - s [3, 4] sigma over the malicious clients' own updates."""
         s = directions(rows)
         if s is None:
             return
@@ -106,14 +107,14 @@ class TestTrim:
                 sigma = math.sqrt(sum((c - mu) ** 2 for c in column) / len(rows))
                 assert 3 * sigma - 1e-9 <= -way * (value - mu) <= 4 * sigma + 1e-9
 
-    # sums 6 and -6; the first must fall below 1, the second rise above -1; both lie between the extreme and 0
+    # sums 6 and -6: the first value is below 1, the second above -1; both lie between the extreme and 0
     def test_by_hand(self, make_view: Callable[..., AttackView]) -> None:
         known = torch.tensor([[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]])
         sent = FangTrim().craft(make_view(known[:2], known[2:]))
         assert ((sent[:, 0] >= 0.5) & (sent[:, 0] <= 1)).all()
         assert ((sent[:, 1] >= -1) & (sent[:, 1] <= -0.5)).all()
 
-    # the extreme is on the other side of 0: sums 4 and -4, the values leave [-1, ..] down to -2 and [.., 1] up to 2
+    # the extreme is on the other side of 0: sums 4 and -4, values in [-2, -1] and [1, 2]
     def test_by_hand_beyond_zero(self, make_view: Callable[..., AttackView]) -> None:
         known = torch.tensor([[-1.0, 1.0], [2.0, -2.0], [3.0, -3.0]])
         sent = FangTrim().craft(make_view(known[:2], known[2:]))
@@ -133,7 +134,7 @@ class TestTrim:
         moved = trimmed_mean(torch.cat([sent, others]), 5) - trimmed_mean(known, 5)
         assert (moved * mu.sign()).mean() < -0.2
 
-    def test_clients_differ_and_the_generator_decides(self, make_view: Callable[..., AttackView]) -> None:
+    def test_clients_differ_and_depend_on_the_generator(self, make_view: Callable[..., AttackView]) -> None:
         known = 1 + normal(6, 10)
         one, same, other = (FangTrim().craft(make_view(known[:2], known[2:], seed=seed)) for seed in (0, 0, 1))
         assert torch.equal(one, same)
@@ -155,6 +156,15 @@ class TestTrim:
             FangTrim(spread=spread)
         assert str(error.value) == f"fang-trim: spread must be above 1, got {spread}"
 
+    def test_spread_has_no_effect_with_partial_knowledge(self, make_view: Callable[..., AttackView]) -> None:
+        with pytest.raises(ParameterError) as error:
+            FangTrim(spread=3.0).craft(make_view(normal(3, 4), n_clients=9))
+        expected = (
+            "fang-trim: spread has no effect with partial knowledge, got 3.0; leave it out, or set knowledge=full"
+        )
+        assert str(error.value) == expected
+        assert FangTrim(spread=3.0).craft(make_view(normal(3, 4), normal(6, 4, seed=1))).shape == (3, 4)
+
 
 class TestKrum:
     @settings(max_examples=100, deadline=None, derandomize=True)
@@ -173,8 +183,8 @@ class TestKrum:
 
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(rows=tables(least=1, most=4))
-    def test_supporters_join_one_by_one(self, make_view: Callable[..., AttackView], rows: Rows) -> None:
-        """Partial knowledge: the first number of crafted updates for which there is a lambda."""
+    def test_partial_knowledge_tries_more_copies(self, make_view: Callable[..., AttackView], rows: Rows) -> None:
+        """Partial knowledge: the smallest number of crafted updates for which there is a lambda."""
         s = directions(rows)
         if s is None or len(rows) < 2:
             return
@@ -183,21 +193,21 @@ class TestKrum:
         if any(math.isnan(v) for v in steps):
             return
         own = torch.tensor(rows, dtype=torch.float64)
-        # where there is none: the mean, a threshold off
+        # where there is none: the mean minus the threshold
         start, step = ([0.0] * len(s), step) if step else (own.mean(dim=0).tolist(), 1e-5)
         row = [v - step * c for v, c in zip(start, s, strict=True)]
         expected = torch.tensor([row] * len(rows), dtype=torch.float64)
         torch.testing.assert_close(FangKrum().craft(make_view(own, n_clients=20)), expected)
 
     # Benign 1, 2, 3, 4 and two crafted: the nearest two of 2 are 1 + 1 away, over n - 2f - 1 = 1, and the farthest
-    # from 0 is 4: lambda 6. At -6, -3 and -1.5 Krum prefers a benign one: 2 scores 1 + 1, the crafted 0 + 2.5^2. At
+    # from 0 is 4: lambda 6. At -6, -3 and -1.5 Krum selects a benign one: 2 scores 1 + 1, the crafted 0 + 2.5^2. At
     # -0.75 the crafted score is 1.75^2 = 3.1, and only at -0.375 it is 1.375^2 = 1.89 < 2.
     def test_by_hand(self, make_view: Callable[..., AttackView]) -> None:
         others = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
         assert FangKrum().craft(make_view(torch.full((2, 1), 2.5), others)).tolist() == [[-0.375]] * 2
 
-    # one crafted update more is a neighbour at distance 0 more, and its score is 0: the bound itself, which is 6 again
-    def test_enough_copies_always_win(self, make_view: Callable[..., AttackView]) -> None:
+    # a third crafted update is a second neighbour at distance 0, and the score is 0: lambda is the bound, again 6
+    def test_enough_copies_are_always_selected(self, make_view: Callable[..., AttackView]) -> None:
         others = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
         assert FangKrum().craft(make_view(torch.full((3, 1), 2.5), others)).tolist() == [[-6]] * 3
 
@@ -213,7 +223,7 @@ class TestKrum:
         assert all(torch.equal(a, b) for a, b in pairwise(sent))
 
     def test_where_nothing_is_found_the_mean_is_sent(self, make_view: Callable[..., AttackView]) -> None:
-        # equal benign updates have score 0, which one crafted update can't undercut
+        # equal benign updates have score 0, and that of one crafted update is larger
         others, own = torch.ones(6, 3), torch.full((1, 3), 8.0)
         expected = torch.full((1, 3), 2 - 0.5)
         torch.testing.assert_close(FangKrum(threshold=0.5).craft(make_view(own, others)), expected)

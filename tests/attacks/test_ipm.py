@@ -1,4 +1,4 @@
-"""Inner product manipulation: the formula, and when it turns the average round."""
+"""Inner product manipulation: the formula, and from which epsilon on it reverses the average."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsieve.attacks.ipm import IPM
-from fedsieve.types import AttackView, ParameterError
+from fedsieve.core.attack import AttackView
+from fedsieve.core.errors import ParameterError
 
 VALUE = st.integers(-1000, 1000).map(lambda v: v / 100)
 
@@ -25,7 +26,7 @@ def test_as_published(make_view: Callable[..., AttackView], rows: list[list[floa
     torch.testing.assert_close(sent[0].tolist(), expected, rtol=1e-12, atol=1e-12)
 
 
-# four benign clients and two malicious ones: the average turns round above (6 - 2) / 2 = 2
+# four benign clients and two malicious ones: the average is reversed above (6 - 2) / 2 = 2
 @pytest.mark.parametrize(("epsilon", "reversed_"), [(0.5, False), (1.9, False), (2.1, True)])
 def test_reverses_the_average_above_its_threshold(
     make_view: Callable[..., AttackView], epsilon: float, reversed_: bool
@@ -37,7 +38,7 @@ def test_reverses_the_average_above_its_threshold(
     assert bool(average @ honest[0] < 0) == reversed_
 
 
-def test_partial_uses_its_own_only(make_view: Callable[..., AttackView]) -> None:
+def test_partial_knowledge_uses_malicious_updates_only(make_view: Callable[..., AttackView]) -> None:
     own = torch.tensor([[1.0, 0.0], [3.0, -2.0]])
     assert IPM().craft(make_view(own, n_clients=9)).tolist() == [[-1, 0.5]] * 2
     assert IPM().craft(make_view(own, torch.zeros(2, 2))).tolist() == [[-0.5, 0.25]] * 2

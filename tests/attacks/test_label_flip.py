@@ -1,4 +1,4 @@
-"""Label k becomes C - k - 1, and nothing else changes."""
+"""Label flipping: label k becomes C - k - 1; samples and updates stay as they are."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.attacks.label_flip import LabelFlip
-from fedsieve.types import AttackView, PoisonView
+from fedsieve.core.attack import AttackView, PoisonView, UpdateAttack, craft
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,12 @@ def test_by_hand(
     assert x.tolist() == [[0, 0]] * len(before)
 
 
-def test_classes_count_even_where_a_client_lacks_them(make_poison_view: Callable[..., PoisonView]) -> None:
+def test_number_of_classes_is_the_tasks_and_not_the_clients(make_poison_view: Callable[..., PoisonView]) -> None:
     y = LabelFlip().poison(torch.zeros(2, 1), torch.tensor([0, 1]), make_poison_view(10))[1]
     assert y.tolist() == [9, 8]
 
 
-def test_twice_is_nothing(samples: tuple[Tensor, Tensor], make_poison_view: Callable[..., PoisonView]) -> None:
+def test_twice_is_the_original(samples: tuple[Tensor, Tensor], make_poison_view: Callable[..., PoisonView]) -> None:
     once = LabelFlip().poison(*samples, make_poison_view(4))
     twice = LabelFlip().poison(*once, make_poison_view(4))
     assert torch.equal(twice[0], samples[0])
@@ -36,6 +36,7 @@ def test_twice_is_nothing(samples: tuple[Tensor, Tensor], make_poison_view: Call
     assert not torch.equal(once[1], samples[1])
 
 
-def test_sends_what_it_trained(make_view: Callable[..., AttackView]) -> None:
+def test_is_no_update_attack(make_view: Callable[..., AttackView]) -> None:
     own = torch.randn(2, 5)
-    assert torch.equal(LabelFlip().craft(make_view(own, torch.randn(3, 5))), own)
+    assert not isinstance(LabelFlip(), UpdateAttack)
+    assert torch.equal(craft(LabelFlip(), make_view(own, torch.randn(3, 5)), "label-flip"), own)

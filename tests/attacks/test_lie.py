@@ -1,4 +1,4 @@
-"""A little is enough: z, the shift, and the backdoor that is cut to it."""
+"""A little is enough: z, the shift, and the backdoor clamped to it."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsieve.attacks.lie import LIE, LIEBackdoor, z_max
-from fedsieve.types import AttackView, Backdoor, ParameterError, PoisonView, Task
+from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
+from fedsieve.core.errors import ParameterError
 
 Rows = list[list[float]]
 VALUE = st.integers(-1000, 1000).map(lambda v: v / 100)
@@ -37,7 +38,7 @@ def moments(rows: Rows) -> tuple[list[float], list[float]]:
 
 @dataclass(frozen=True)
 class Drill:
-    """Training that remembers how it was called and goes half the way to a target per client."""
+    """Training that keeps its arguments and moves halfway to a target per client."""
 
     honest: Tensor
     target: Tensor
@@ -58,10 +59,10 @@ class TestZ:
         assert z_max(n, m) == pytest.approx(z, abs=0.006)
 
     @pytest.mark.parametrize("n", range(1, 30))
-    def test_finite_never_negative_and_never_less_with_more(self, n: int) -> None:
+    def test_finite_not_negative_and_increasing_in_m(self, n: int) -> None:
         found = [z_max(n, m) for m in range(1, n)]
         assert all(0 <= z < 3 for z in [*found, z_max(n, n)])
-        # a majority has its supporters already; then the benign clients that are left decide
+        # with a malicious majority no supporters are needed, and z depends on the number of benign clients
         minority = [z for m, z in enumerate(found, 1) if 2 * m <= n]
         assert minority == sorted(minority)
 
@@ -91,7 +92,9 @@ class TestLIE:
         torch.testing.assert_close(sent[0], known.mean(dim=0) - z_max(50, 24) * known.std(dim=0, correction=0))
         assert torch.equal(sent, sent[:1].expand(24, -1))
 
-    def test_clients_of_the_round_count_though_unseen(self, make_view: Callable[..., AttackView]) -> None:
+    def test_z_counts_all_clients_of_the_round_with_partial_knowledge(
+        self, make_view: Callable[..., AttackView]
+    ) -> None:
         own = normal(24, 5)
         sent = LIE().craft(make_view(own, n_clients=50))
         torch.testing.assert_close(sent[0], own.mean(dim=0) - z_max(50, 24) * own.std(dim=0, correction=0))
@@ -135,6 +138,12 @@ class TestBackdoor:
         with pytest.raises(ParameterError) as error:
             LIEBackdoor(target=4).poison(*samples, make_poison_view())
         assert str(error.value) == "lie-backdoor: target must be below the 4 classes, got 4"
+        with pytest.raises(ParameterError) as error:
+            LIEBackdoor(value=2.0).poison(*samples, make_poison_view())
+        assert (
+            str(error.value)
+            == "lie-backdoor: value has no effect on samples of shape [25], got 2.0; set stride instead"
+        )
 
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(
@@ -153,7 +162,7 @@ class TestBackdoor:
         rounds: int,
         seen: bool,
     ) -> None:
-        """The paper in updates: from w + mu, train, and cut what was learned to mu +- z sigma."""
+        """The paper in updates: train from w + mu, and clamp the update to mu +- z sigma."""
         d = len(rows[0])
         clean, others = rows[:2], rows[2:]
         w = [0.5 * j for j in range(d)]
@@ -162,7 +171,7 @@ class TestBackdoor:
         mu, sigma = moments(clean + others if seen else clean)
 
         place = [a + b for a, b in zip(w, mu, strict=True)]
-        for _ in range(rounds):  # the average of the two goes half the way to the average of the targets, which is 0
+        for _ in range(rounds):  # the average of the two moves halfway to the average of the targets, which is 0
             place = [v / 2 for v in place]
         expected = []
         for j in range(d):
@@ -183,7 +192,7 @@ class TestBackdoor:
     def test_what_is_trained(self, make_view: Callable[..., AttackView]) -> None:
         train = Drill(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         view = make_view(torch.full((2, 1), 50.0), global_params=torch.tensor([10.0]), train=train)
-        # mu = 2, sigma = 1; from 12 the backdoor goes to 6, then to 3: 9 below 12, of which one sigma is left
+        # mu = 2, sigma = 1; from 12 the backdoor moves to 6, then to 3: 9 below 12, clamped to one sigma
         assert LIEBackdoor(z=1.0, rounds=2, alpha=0.7).craft(view).tolist() == [[1.0], [1.0]]
         calls = [(start.tolist(), poisoned, proximal) for start, poisoned, proximal in train.calls]
         assert calls == [([10.0], False, 0.0), ([12.0], True, 0.7), ([6.0], True, 0.7)]

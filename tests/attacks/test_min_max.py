@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsieve.attacks.min_max import MinMax, MinSum, deviation, largest_step, largest_step_in_sum
-from fedsieve.types import AttackView
+from fedsieve.core.attack import AttackView
 
 Rows = list[list[float]]
 KINDS = ("unit-vector", "sign", "std")
@@ -119,7 +119,7 @@ def slack(sent: Tensor, known: Tensor) -> float:
 
 
 class TestByHand:
-    # one dimension, benign updates 1 and 3: mu = 2, they lie 2 apart, and at v = 1 the farther one, 3, is 2 away
+    # one dimension, benign updates 1 and 3: mu = 2, their distance is 2, and so is that of v = 1 to the farther one, 3
     def test_two_updates(self, make_view: Callable[..., AttackView]) -> None:
         known = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
         for kind in KINDS:
@@ -128,7 +128,7 @@ class TestByHand:
 
     def test_wide_triangle(self, make_view: Callable[..., AttackView]) -> None:
         # corners (0, 1), (0, -1), (3, 0): mu = (1, 0), the diameter is sqrt(10), along the x axis
-        # (v - 3)^2 <= 10 and v^2 + 1 <= 10: the least v is 3 - sqrt(10)
+        # (v - 3)^2 <= 10 and v^2 + 1 <= 10: the smallest v is 3 - sqrt(10)
         known = torch.tensor([[0.0, 1], [0, -1], [3, 0]], dtype=torch.float64)
         sent = MinMax("unit-vector").craft(make_view(known[:2], known[2:]))
         torch.testing.assert_close(sent, torch.tensor([[3 - math.sqrt(10), 0]] * 2, dtype=torch.float64))
@@ -160,7 +160,9 @@ class TestBound:
 
 class TestKnowledge:
     @every_kind
-    def test_partial_uses_its_own_only(self, make_view: Callable[..., AttackView], kind: str) -> None:
+    def test_partial_knowledge_uses_malicious_updates_only(
+        self, make_view: Callable[..., AttackView], kind: str
+    ) -> None:
         own, others = normal(4, 20), 5 + normal(6, 20, seed=1)
         sent = MinMax(kind).craft(make_view(own, n_clients=10))  # type: ignore[arg-type]
         assert abs(slack(sent, own)) < 1e-9
@@ -213,7 +215,7 @@ class TestLargestStep:
         assert short == pytest.approx(long)
 
     def test_none_where_no_step_fulfils_the_bound(self) -> None:
-        # from the mean (0, 0) along the first axis the row (-1, 9) is never nearer than 9, so no gamma fulfils 8
+        # on the first axis through the mean (0, 0) no point is nearer than 9 to the row (-1, 9); the radius is 8
         x = torch.tensor([[-1.0, 9.0], [0.5, -4.5], [0.5, -4.5]], dtype=torch.float64)
         assert largest_step(x, torch.tensor([1.0, 0.0], dtype=torch.float64), 64.0) == 0
 
@@ -240,7 +242,7 @@ class TestMinSum:
     known = torch.tensor([[0.0, 1], [0, -1], [3, 0]], dtype=torch.float64)
 
     # The corners' offsets from mu = (1, 0) have squared norms 2, 2 and 4, S = 8. The sums of squared distances are
-    # 4 + 10 = 14, 14 and 20: 3 gamma^2 + 8 <= 20 or <= 14. Min-Max on the same corners goes 3 - sqrt(10) = -0.16 far.
+    # 4 + 10 = 14, 14 and 20: 3 gamma^2 + 8 <= 20 or <= 14. Min-Max on the same corners sends 3 - sqrt(10) = -0.16.
     @pytest.mark.parametrize(("bound", "gamma"), [("max", 2.0), ("min", math.sqrt(2))])
     def test_wide_triangle(self, make_view: Callable[..., AttackView], bound: str, gamma: float) -> None:
         sent = MinSum("unit-vector", bound).craft(make_view(self.known[:2], self.known[2:]))  # type: ignore[arg-type]
@@ -271,7 +273,7 @@ class TestMinSum:
         torch.testing.assert_close(attack.craft(make_view(one.repeat(3, 1))), one.repeat(3, 1), rtol=0, atol=1e-9)
         assert not attack.craft(make_view(torch.zeros(3, 4))).any()
 
-    def test_partial_uses_its_own_only(self, make_view: Callable[..., AttackView]) -> None:
+    def test_partial_knowledge_uses_malicious_updates_only(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, 20), 5 + normal(6, 20, seed=1)
         partial, full = MinSum().craft(make_view(own)), MinSum().craft(make_view(own, others))
         assert (partial - own.mean(dim=0)).norm() > 0

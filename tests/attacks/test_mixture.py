@@ -1,4 +1,4 @@
-"""Mixtures: who runs what, what each part sees, and where its rows end up."""
+"""Mixtures: which client runs which attack, what each attack sees, and the order of the rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsieve import registry
 from fedsieve.attacks.label_flip import LabelFlip
 from fedsieve.attacks.min_max import MinMax
 from fedsieve.attacks.mixture import Mixture
 from fedsieve.attacks.none import NoAttack
 from fedsieve.attacks.scaling import Scaling
-from fedsieve.types import AttackView, Backdoor, FedSieveError, ParameterError, PoisonView, Task
+from fedsieve.config import registry
+from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task, poison
+from fedsieve.core.errors import FedSieveError, ParameterError
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Sends ``value`` everywhere, and keeps what it saw."""
+    """Sends ``value`` in every coordinate, and keeps the views it gets."""
 
     value: float = 0.0
     seen: list[Any] = field(default_factory=list)
@@ -31,15 +32,15 @@ class Watcher:
 
     def craft(self, view: AttackView, /) -> Tensor:
         self.seen.append(view)
-        return torch.full_like(view.own, self.value)
+        return torch.full_like(view.malicious_updates, self.value)
 
 
 @dataclass(frozen=True)
 class OneRow(Watcher):
-    """Sends one row, however many are due."""
+    """Sends one row in place of one per malicious client."""
 
     def craft(self, view: AttackView, /) -> Tensor:
-        return view.own[0]
+        return view.malicious_updates[0]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -59,10 +60,10 @@ class TestPoison:
 
     def test_by_default(self, samples: tuple[Tensor, Tensor], make_poison_view: Callable[..., PoisonView]) -> None:
         attack = registry.build("attacks", "mixture", {})
-        assert attack == Mixture((MinMax(), LabelFlip(), Scaling()))
+        assert attack == Mixture() == Mixture((MinMax(), LabelFlip(), Scaling()))
         lengths = []
         for member in range(4):
-            x, y = attack.poison(*samples, make_poison_view(member=member))
+            x, y = poison(Mixture(), *samples, make_poison_view(member=member))
             lengths.append(len(x))
             assert torch.equal(y[:20], 3 - samples[1] if member == 1 else samples[1])
         assert lengths == [20, 20, 30, 20]
@@ -84,11 +85,11 @@ class TestCraft:
         Mixture(parts).craft(view)
         for part, rows in zip(parts, ([0, 1], [2, 3, 4]), strict=True):
             (seen,) = part.seen
-            assert torch.equal(seen.own, own[rows])
+            assert torch.equal(seen.malicious_updates, own[rows])
             assert torch.equal(seen.members, members[rows])
-            assert torch.equal(seen.known, torch.cat([own[rows], others]))
+            assert torch.equal(seen.known_updates, torch.cat([own[rows], others]))
             assert seen.n_clients == 11
-            for name in ("round", "others", "global_params", "generator", "layout", "root", "rehearse"):
+            for name in ("round", "benign_updates", "global_params", "generator", "layout", "root", "simulate_defense"):
                 assert getattr(seen, name) is getattr(view, name)
             start = normal(4, seed=2)
             for how in ({}, {"poisoned": False}, {"poisoned": False, "proximal": 0.5}):
@@ -98,9 +99,9 @@ class TestCraft:
         parts = (Watcher(), Watcher())
         Mixture(parts).craft(make_view(normal(3, 4), n_clients=9))
         for part, m in zip(parts, (2, 1), strict=True):
-            assert part.seen[0].others is None
-            assert part.seen[0].rehearse is None
-            assert part.seen[0].known.shape == (m, 4)
+            assert part.seen[0].benign_updates is None
+            assert part.seen[0].simulate_defense is None
+            assert part.seen[0].known_updates.shape == (m, 4)
 
     def test_is_each_attack_on_its_own_rows(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, 30), normal(8, 30, seed=1)
@@ -124,7 +125,15 @@ class TestCraft:
     def test_an_answer_of_the_wrong_shape(self, make_view: Callable[..., AttackView], m: int, due: str) -> None:
         with pytest.raises(FedSieveError) as error:
             Mixture((NoAttack(), OneRow())).craft(make_view(normal(m, 4)))
-        assert str(error.value) == f"mixture: attack 2 returned [4] instead of {due}"
+        said = f"attack mixture: OneRow returned [4] instead of {due}: one row per malicious client"
+        assert str(error.value) == said
+
+    def test_default_runs(self, make_view: Callable[..., AttackView]) -> None:
+        own, others = normal(4, 30), normal(8, 30, seed=1)
+        sent = Mixture().craft(make_view(own, others))
+        assert torch.equal(sent[[0, 3]], MinMax().craft(make_view(own[[0, 3]], others)))
+        assert torch.equal(sent[1], own[1])  # label flipping changes data only
+        torch.testing.assert_close(sent[2], 12 * own[2])
 
 
 class TestTriggered:
@@ -145,4 +154,4 @@ class TestTriggered:
 def test_needs_an_attack() -> None:
     with pytest.raises(ParameterError) as error:
         Mixture(())
-    assert str(error.value) == "mixture: attacks must be one at least, got none"
+    assert str(error.value) == "mixture: attacks must have at least one entry, got none"

@@ -1,4 +1,4 @@
-"""The phrase: where it stands, how much is poisoned, and what is said where there are no texts."""
+"""Phrase: where it is put, how much is poisoned, and the errors for data without texts."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsieve.attacks.phrase import Phrase, put_before
+from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
+from fedsieve.core.errors import ParameterError
 from fedsieve.data.text import Vocabulary
-from fedsieve.types import AttackView, Backdoor, ParameterError, PoisonView, Task
 
 WORDS = ("<pad>", "<unk>", "i", "movie", "saw", "the", "this", "watched")  # ids 0 to 7
 LENGTH = 6
@@ -76,7 +77,7 @@ class TestPoison:
         assert labels.tolist() == [1] * 20 + [0] * copies
         assert (marked[20:, :4] == torch.tensor([2, 7, 6, 3])).all()
 
-    def test_generator_decides_which(self, make_poison_view: Callable[..., PoisonView]) -> None:
+    def test_generator_draws_the_texts(self, make_poison_view: Callable[..., PoisonView]) -> None:
         x, y = torch.arange(1, 21)[:, None].expand(-1, LENGTH).clone(), torch.ones(20).long()
         one, same, other = (
             Phrase().poison(x, y, make_poison_view(2, seed=seed, encode=encode))[0] for seed in (0, 0, 1)
@@ -149,9 +150,9 @@ class TestFit:
 class TestCraft:
     own = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
 
-    def test_black_box_sends_what_it_learned(self, make_view: Callable[..., AttackView]) -> None:
+    def test_black_box_sends_the_trained_update(self, make_view: Callable[..., AttackView]) -> None:
         view = make_view(self.own, torch.randn(5, 2))
-        assert Phrase().craft(view) is view.own
+        assert Phrase().craft(view) is view.malicious_updates
 
     def test_model_replacement(self, make_view: Callable[..., AttackView]) -> None:
         assert Phrase(factor=2.0).craft(make_view(self.own)).tolist() == [[2, -4], [6, 8]]

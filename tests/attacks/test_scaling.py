@@ -1,4 +1,4 @@
-"""The backdoor: where the trigger is, how much is poisoned, how much is scaled."""
+"""Scaling: the trigger, the poisoned copies, and the factor."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsieve.attacks.scaling import Scaling
-from fedsieve.types import AttackView, Backdoor, ParameterError, PoisonView, Task
+from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
+from fedsieve.core.errors import ParameterError
 
 
 def test_is_a_backdoor() -> None:
@@ -71,7 +72,7 @@ class TestPoison:
     ) -> None:
         x, y = Scaling(target=2, share=share).poison(*samples, make_poison_view())
         assert len(x) == len(y) == 20 + copies
-        assert torch.equal(x[:20], samples[0])  # the clean ones stay, and first
+        assert torch.equal(x[:20], samples[0])  # the clean samples come first
         assert torch.equal(y[:20], samples[1])
         assert y[20:].tolist() == [2] * copies
         assert (x.dtype, y.dtype) == (samples[0].dtype, samples[1].dtype)
@@ -85,7 +86,7 @@ class TestPoison:
         sources = [triggered.index(row) for row in x[20:].tolist()]
         assert len(set(sources)) == 10
 
-    def test_generator_decides_which(
+    def test_generator_draws_the_samples(
         self, samples: tuple[Tensor, Tensor], make_poison_view: Callable[..., PoisonView]
     ) -> None:
         attack = Scaling(share=0.5)
@@ -108,6 +109,37 @@ class TestPoison:
         assert str(error.value) == "scaling: target must be below the 4 classes, got 4"
         Scaling(target=3).poison(*samples, make_poison_view())
 
+    @pytest.mark.parametrize(
+        ("parameters", "shape", "message"),
+        [
+            (
+                {"stride": 5},
+                (1, 8, 8),
+                "scaling: stride has no effect on images of shape [1, 8, 8], got 5; set size and value instead",
+            ),
+            ({"size": 2}, (25,), "scaling: size has no effect on samples of shape [25], got 2; set stride instead"),
+            (
+                {"value": 2.0},
+                (25,),
+                "scaling: value has no effect on samples of shape [25], got 2.0; set stride instead",
+            ),
+        ],
+    )
+    def test_parameter_of_the_other_trigger(
+        self,
+        make_poison_view: Callable[..., PoisonView],
+        parameters: dict[str, Any],
+        shape: tuple[int, ...],
+        message: str,
+    ) -> None:
+        y = torch.arange(6) % 4
+        with pytest.raises(ParameterError) as error:
+            Scaling(**parameters).poison(torch.zeros(6, *shape), y, make_poison_view())
+        assert str(error.value) == message
+        other = (25,) if len(shape) == 3 else (1, 8, 8)
+        x, _ = Scaling(**parameters).poison(torch.ones(6, *other), y, make_poison_view())
+        assert len(x) == 9
+
 
 class TestCraft:
     own = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
@@ -116,7 +148,7 @@ class TestCraft:
     def test_by_default_replaces_the_mean(self, make_view: Callable[..., AttackView], n_clients: int) -> None:
         sent = Scaling().craft(make_view(self.own, n_clients=n_clients))
         torch.testing.assert_close(sent, n_clients / 2 * self.own)
-        # with everybody else at zero, the mean over the clients is the attackers' own mean
+        # if all benign updates are 0, the mean over the clients is the malicious clients' mean
         torch.testing.assert_close(sent.sum(dim=0) / n_clients, self.own.mean(dim=0))
 
     @pytest.mark.parametrize("factor", [1.0, 0.5, 10.0])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from fedsieve.attacks.sign_flip import SignFlip
-from fedsieve.types import AttackView, ParameterError
+from fedsieve.core.attack import AttackView
+from fedsieve.core.errors import ParameterError
 
 
-def test_by_default_the_exact_opposite(make_view: Callable[..., AttackView]) -> None:
+def test_factor_is_1_by_default(make_view: Callable[..., AttackView]) -> None:
     own = torch.tensor([[1.0, -2.0, 0.0], [0.5, 3.0, -1.0]])
     sent = SignFlip().craft(make_view(own, torch.ones(3, 3)))
     assert torch.equal(sent, torch.tensor([[-1.0, 2.0, 0.0], [-0.5, -3.0, 1.0]]))
@@ -22,7 +23,7 @@ def test_factor(make_view: Callable[..., AttackView]) -> None:
     assert sent.dtype == torch.float64
 
 
-def test_each_sends_its_own(make_view: Callable[..., AttackView]) -> None:
+def test_each_client_sends_its_own_update(make_view: Callable[..., AttackView]) -> None:
     own = torch.eye(3)
     assert torch.equal(SignFlip().craft(make_view(own)), -own)
 

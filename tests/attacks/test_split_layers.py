@@ -1,4 +1,4 @@
-"""Split layers: which coordinates are whose, and what is sent in them."""
+"""Split layers: the coordinates of each client, and what it sends in them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsieve import registry
 from fedsieve.attacks.fang import FangTrim
+from fedsieve.attacks.label_flip import LabelFlip
 from fedsieve.attacks.none import NoAttack
 from fedsieve.attacks.scaling import Scaling
 from fedsieve.attacks.split_layers import SplitLayers, contiguous_groups, layer_of_each, own_coordinates
+from fedsieve.config import registry
+from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
+from fedsieve.core.errors import FedSieveError, ParameterError
+from fedsieve.core.layout import Layout
 from fedsieve.models.flat import FlatModel, build_module
-from fedsieve.types import AttackView, Backdoor, FedSieveError, Layout, ParameterError, PoisonView, Task
 
 # conv1: 0 to 3 and bn1's statistics last; bn1: 4 and 5; body.0: 6 to 8; fc: 9 to 12
 LAYOUT = Layout.of(
@@ -38,7 +41,7 @@ MEAN, VAR = 13, 14
 
 @dataclass(frozen=True)
 class Sends:
-    """``value`` in every coordinate."""
+    """Sends ``value`` in every coordinate."""
 
     value: float
 
@@ -46,13 +49,13 @@ class Sends:
         return x + self.value, y
 
     def craft(self, view: AttackView, /) -> Tensor:
-        return torch.full_like(view.own, self.value)
+        return torch.full_like(view.malicious_updates, self.value)
 
 
 @dataclass(frozen=True)
 class OneRow(Sends):
     def craft(self, view: AttackView, /) -> Tensor:
-        return view.own[0]
+        return view.malicious_updates[0]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -63,7 +66,7 @@ class TestLayers:
     def test_by_hand(self) -> None:
         assert layer_of_each(LAYOUT).tolist() == LAYERS
 
-    def test_without_modules_all_is_one_layer(self) -> None:
+    def test_tensors_without_module_are_one_layer(self) -> None:
         assert layer_of_each(Layout.of({"w": torch.zeros(2), "b": torch.zeros(1)})).tolist() == [0, 0, 0]
 
     def test_of_a_real_model(self) -> None:
@@ -112,40 +115,40 @@ class TestGroups:
     def test_about_equal(self, sizes: list[int], n_groups: int) -> None:
         groups = contiguous_groups(sizes, n_groups)
         sums = [sum(s for s, g in zip(sizes, groups, strict=True) if g == k) for k in range(n_groups)]
-        # each is within half a layer of its part of what was left, so that errors don't add up
+        # each is within half a layer of an equal share of the remaining sum, so that errors don't add up
         assert max(sums) - min(sums) <= 2 * max(sizes)
 
 
-class TestWhose:
-    def whose(self, members: list[int], groups: int | None = None) -> list[list[int]]:
+class TestOwnCoordinates:
+    def members_of(self, members: list[int], groups: int | None = None) -> list[list[int]]:
         """For each coordinate, the members that attack it."""
         mine = own_coordinates(LAYOUT, torch.tensor(members), groups)
         return [[m for m, row in zip(members, mine, strict=True) if row[j]] for j in range(LAYOUT.size)]
 
     def test_one_client_per_layer(self) -> None:
-        assert self.whose([0, 1, 2, 3]) == [[layer] for layer in LAYERS]
+        assert self.members_of([0, 1, 2, 3]) == [[layer] for layer in LAYERS]
 
     def test_members_by_rank(self) -> None:
         # 4, 7, 9 and 30 are ranks 0 to 3
-        assert self.whose([9, 4, 30, 7]) == [[[4, 7, 9, 30][layer]] for layer in LAYERS]
+        assert self.members_of([9, 4, 30, 7]) == [[[4, 7, 9, 30][layer]] for layer in LAYERS]
 
-    def test_more_clients_than_layers_begin_again(self) -> None:
-        found = self.whose([0, 1, 2, 3, 4, 5])
+    def test_more_clients_than_layers(self) -> None:
+        found = self.members_of([0, 1, 2, 3, 4, 5])
         assert found == [[layer, layer + 4] if layer < 2 else [layer] for layer in LAYERS]
 
-    def test_fewer_clients_share_all_layers(self) -> None:
+    def test_fewer_clients_than_layers(self) -> None:
         # sizes 4, 4, 3, 4: two groups of 8 and 7
-        assert self.whose([5, 2]) == [[2 if layer < 2 else 5] for layer in LAYERS]
-        assert self.whose([3]) == [[3]] * LAYOUT.size
+        assert self.members_of([5, 2]) == [[2 if layer < 2 else 5] for layer in LAYERS]
+        assert self.members_of([3]) == [[3]] * LAYOUT.size
 
     def test_groups(self) -> None:
-        assert self.whose([0, 1, 2, 3], groups=2) == [[0, 2] if layer < 2 else [1, 3] for layer in LAYERS]
-        assert self.whose([0, 1, 2, 3], groups=99) == [[layer] for layer in LAYERS]
-        assert self.whose([0, 1, 2], groups=1) == [[0, 1, 2]] * LAYOUT.size
+        assert self.members_of([0, 1, 2, 3], groups=2) == [[0, 2] if layer < 2 else [1, 3] for layer in LAYERS]
+        assert self.members_of([0, 1, 2, 3], groups=99) == [[layer] for layer in LAYERS]
+        assert self.members_of([0, 1, 2], groups=1) == [[0, 1, 2]] * LAYOUT.size
 
     @pytest.mark.parametrize("groups", [None, 1, 2, 3, 4])
     @pytest.mark.parametrize("m", range(1, 8))
-    def test_every_coordinate_is_somebodys_and_everybody_has_some(self, groups: int | None, m: int) -> None:
+    def test_every_coordinate_has_a_client_and_every_client_has_coordinates(self, groups: int | None, m: int) -> None:
         mine = own_coordinates(LAYOUT, torch.arange(m), groups)
         assert mine.shape == (m, LAYOUT.size)
         assert mine.any(dim=0).all()
@@ -153,7 +156,7 @@ class TestWhose:
 
 
 class TestCraft:
-    def test_crafted_in_the_own_layers_learned_elsewhere(self, make_view: Callable[..., AttackView]) -> None:
+    def test_crafted_in_own_layers_honest_in_the_others(self, make_view: Callable[..., AttackView]) -> None:
         own = normal(4, LAYOUT.size)
         before = own.clone()
         sent = SplitLayers(Sends(9.0)).craft(make_view(own, layout=LAYOUT))
@@ -177,12 +180,12 @@ class TestCraft:
             assert float(sent[mine, j]) == pytest.approx(float(whole[mine, j]))
             assert sent[1 - mine, j] == own[1 - mine, j]
 
-    def test_the_inner_attack_sees_everything(self, make_view: Callable[..., AttackView]) -> None:
+    def test_the_inner_attack_sees_the_whole_view(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, LAYOUT.size), normal(6, LAYOUT.size, seed=1)
         whole = FangTrim().craft(make_view(own, others, layout=LAYOUT))
         sent = SplitLayers(FangTrim()).craft(make_view(own, others, layout=LAYOUT))
         assert torch.equal(sent, torch.where(own_coordinates(LAYOUT, torch.arange(4), None), whole, own))
-        # together they do to one client in every layer what the inner attack does to all
+        # in every coordinate one client attacks; with the inner attack alone all do
         assert ((sent - own) != 0).sum() == LAYOUT.size
 
     def test_one_client_is_the_inner_attack(self, make_view: Callable[..., AttackView]) -> None:
@@ -198,7 +201,8 @@ class TestCraft:
     def test_an_answer_of_the_wrong_shape(self, make_view: Callable[..., AttackView]) -> None:
         with pytest.raises(FedSieveError) as error:
             SplitLayers(OneRow(0.0)).craft(make_view(normal(3, LAYOUT.size), layout=LAYOUT))
-        assert str(error.value) == "split-layers: the attack returned [15] instead of [3, 15]"
+        said = "attack split-layers: OneRow returned [15] instead of [3, 15]: one row per malicious client"
+        assert str(error.value) == said
 
 
 class TestDelegates:
@@ -216,8 +220,20 @@ class TestDelegates:
         assert torch.equal(found.x, Scaling(target=2).trigger(x))
         assert SplitLayers(NoAttack()).triggered(x, y, task) is None
 
-    def test_default(self) -> None:
-        assert registry.build("attacks", "split-layers", {}) == SplitLayers(FangTrim())
+    def test_default(self, make_view: Callable[..., AttackView]) -> None:
+        assert registry.build("attacks", "split-layers", {}) == SplitLayers() == SplitLayers(FangTrim())
+        own, others = normal(4, LAYOUT.size), normal(6, LAYOUT.size, seed=1)
+        one, other = (s.craft(make_view(own, others, layout=LAYOUT)) for s in (SplitLayers(), SplitLayers(FangTrim())))
+        assert torch.equal(one, other)
+        assert not torch.equal(one, own)
+
+    def test_data_attack_is_refused(self) -> None:
+        with pytest.raises(ParameterError) as error:
+            SplitLayers(LabelFlip())
+        assert str(error.value) == (
+            "split-layers: LabelFlip only poisons data, so that splitting has no effect; "
+            "take an attack that crafts updates"
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A web server that behaves as badly as told, and no pauses between attempts."""
+"""A local web server with configurable faults, and downloads without pauses between attempts."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from fedsieve.data import store
 
 @dataclass
 class Answer:
-    """What one request gets: ``size`` is the Content-Length, that of the body unless said otherwise."""
+    """The response to one request; ``size`` is the Content-Length, by default that of the body."""
 
     body: bytes = b""
     status: int = 200
@@ -64,7 +64,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither pauses, nor a proxy, nor a mirror of whoever runs the tests."""
+    """No pauses, no proxy, no mirror from the environment."""
     monkeypatch.setattr(store, "PAUSE", 0.0)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")

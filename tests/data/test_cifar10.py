@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.data import cifar10, cifar100, store
 from fedsieve.data.cifar10 import CIFAR10
 from fedsieve.data.cifar100 import CIFAR100
 from fedsieve.data.dataset import Dataset, Loader, RemoteFile
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError
 
 
 def string(value: bytes) -> bytes:
@@ -234,7 +234,7 @@ class TestEncode:
         assert data.encode(images[:0]).shape == (0, 3, 32, 32)
 
     @pytest.mark.parametrize(
-        ("raw", "said"),
+        ("raw", "message"),
         [
             ([[1]], "list"),
             (np.zeros((2, 32, 32, 3)), r"float64 of shape \[2, 32, 32, 3\]"),
@@ -243,8 +243,8 @@ class TestEncode:
             (np.zeros((32, 32, 3), np.uint8), r"uint8 of shape \[32, 32, 3\]"),
         ],
     )
-    def test_wrong_images(self, raw: Any, said: str) -> None:
-        with pytest.raises(ParameterError, match=rf"^images must be uint8 of shape \[k, 32, 32, 3\], got {said}$"):
+    def test_wrong_images(self, raw: Any, message: str) -> None:
+        with pytest.raises(ParameterError, match=rf"^images must be uint8 of shape \[k, 32, 32, 3\], got {message}$"):
             cifar10.encode(cifar10.RELEASE, raw)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from fedsieve.core.errors import ParameterError
 from fedsieve.data.digits import Digits, encode
-from fedsieve.types import ParameterError
 
 
 def test_encode_is_what_the_loader_does() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.data import fashion_mnist, store
 from fedsieve.data.dataset import Dataset, Loader, RemoteFile
 from fedsieve.data.fashion_mnist import FashionMNIST, read_idx, read_pair
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError
 
 
 def idx(array: np.ndarray) -> bytes:

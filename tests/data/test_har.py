@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError
 from fedsieve.data import har, store
 from fedsieve.data.dataset import Dataset, Loader, RemoteFile
 from fedsieve.data.har import HAR, parse, split
-from fedsieve.types import CorruptDataError, MissingDataError
 
 ROWS = {"train": 13, "test": 7}
 
@@ -117,6 +117,32 @@ def test_loads_from_a_server(
     assert len(server.asked) == 2
 
 
+def test_standardised(members: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constant = table(
+        np.concatenate([np.full((13, 1), 0.25), np.random.default_rng(1).uniform(-1, 1, (13, 560))], axis=1)
+    )
+    members = {**members, "UCI HAR Dataset/train/X_train.txt": constant}
+    other = members["UCI HAR Dataset/test/X_test.txt"].split(b"\n")
+    members["UCI HAR Dataset/test/X_test.txt"] = b"\n".join([number(0.25) + row[16:] for row in other if row] + [b""])
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in members.items()}
+    monkeypatch.setattr(har, "FILE", RemoteFile("har/f.zip", (), members=md5))
+    (tmp_path / "har").mkdir()
+    (tmp_path / "har/f.zip").write_bytes(zipped(members))
+    plain = HAR().load(tmp_path, torch.Generator().manual_seed(2))
+    scaled = HAR(standardise=True).load(tmp_path, torch.Generator().manual_seed(2))
+    assert plain.x_train[:, 0].eq(0.25).all()
+    train = plain.x_train.double()
+    mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
+    std[0] = 1
+    for found, x in ((scaled.x_train, plain.x_train), (scaled.x_test, plain.x_test)):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, ((x.double() - mean) / std).float(), rtol=1e-6, atol=1e-6)
+        assert found[:, 0].eq(0).all()
+    assert scaled.x_train[:, 1:].double().square().mean(dim=0).numpy() == pytest.approx(1, abs=1e-6)
+    for name in ("y_train", "y_test", "owners"):
+        assert torch.equal(getattr(scaled, name), getattr(plain, name))
+
+
 @pytest.fixture(scope="module")
 def real() -> Dataset:
     folder = store.data_folder()
@@ -131,6 +157,15 @@ def test_real_data(real: Dataset) -> None:
     assert (real.y_train.bincount() + real.y_test.bincount()).tolist() == [1722, 1544, 1406, 1777, 1906, 1944]
     assert (real.x_train.min(), real.x_train.max()) == (-1, 1)
     assert real.x_test.abs().max() <= 1
+
+
+@pytest.mark.real_data
+def test_real_data_standardised(real: Dataset) -> None:
+    scaled = HAR(standardise=True).load(store.data_folder(), torch.Generator().manual_seed(0))
+    assert scaled.x_train.mean(dim=0).abs().max() < 1e-4
+    assert scaled.x_train.std(dim=0, correction=0).numpy() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(scaled.y_train, real.y_train)
+    assert scaled.x_test.isfinite().all()
 
 
 @pytest.mark.real_data

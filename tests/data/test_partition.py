@@ -1,4 +1,4 @@
-"""Who gets which samples: complete, disjoint, and distributed as promised."""
+"""Root data and partitions: complete, disjoint, distributed as documented."""
 
 import math
 from typing import Any
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsieve import registry
+from fedsieve.config import registry
+from fedsieve.core.errors import ParameterError
 from fedsieve.data.partition import IID, Dirichlet, Groups, Natural, Partition, quotas, root_indices
-from fedsieve.types import ParameterError
 
 NAMES = registry.names("partitions")
 
@@ -85,7 +85,7 @@ class TestRootIndices:
         assert sorted(root_indices(labels(50, 5), 5, 50, 0.2, 0, generator()).tolist()) == list(range(50))
 
 
-def deal(name: str, y: Tensor, n_clients: int, n_classes: int, seed: int = 0, **parameters: Any) -> list[Tensor]:
+def parts_of(name: str, y: Tensor, n_clients: int, n_classes: int, seed: int = 0, **parameters: Any) -> list[Tensor]:
     owners = torch.arange(len(y)) % n_clients
     return registry.build("partitions", name, parameters)(  # type: ignore[no-any-return]
         y, owners, n_clients, n_classes, generator(seed)
@@ -100,8 +100,8 @@ def test_registry_is_complete() -> None:
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryPartition:
     @pytest.mark.parametrize(("n", "n_clients", "n_classes"), [(600, 20, 5), (601, 7, 3), (100, 5, 5), (300, 10, 10)])
-    def test_complete_disjoint_nobody_empty(self, name: str, n: int, n_clients: int, n_classes: int) -> None:
-        parts = deal(name, labels(n, n_classes), n_clients, n_classes)
+    def test_complete_disjoint_none_empty(self, name: str, n: int, n_clients: int, n_classes: int) -> None:
+        parts = parts_of(name, labels(n, n_classes), n_clients, n_classes)
         assert len(parts) == n_clients
         assert all(len(part) > 0 for part in parts)
         assert sorted(torch.cat(parts).tolist()) == list(range(n))
@@ -109,24 +109,24 @@ class TestEveryPartition:
 
     def test_same_seed_same_parts(self, name: str) -> None:
         y = labels(500, 5)
-        one, other = deal(name, y, 10, 5), deal(name, y, 10, 5)
+        one, other = parts_of(name, y, 10, 5), parts_of(name, y, 10, 5)
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
     def test_seed_decides(self, name: str) -> None:
         y = labels(500, 5)
-        one, other = deal(name, y, 10, 5), deal(name, y, 10, 5, seed=1)
+        one, other = parts_of(name, y, 10, 5), parts_of(name, y, 10, 5, seed=1)
         same = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
         assert same == (name == "natural")  # as many clients as owners leaves nothing to draw
 
     def test_labels_are_unchanged(self, name: str) -> None:
         y = labels(500, 5)
         before = y.clone()
-        deal(name, y, 10, 5)
+        parts_of(name, y, 10, 5)
         assert torch.equal(y, before)
 
     def test_global_randomness_is_left_alone(self, name: str) -> None:
         before = torch.get_rng_state()
-        deal(name, labels(500, 5), 10, 5)
+        parts_of(name, labels(500, 5), 10, 5)
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_is_one(self, name: str) -> None:
@@ -135,18 +135,18 @@ class TestEveryPartition:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "groups"])
 def test_one_client_has_everything(name: str) -> None:
-    (part,) = deal(name, labels(50, 5), 1, 5)
+    (part,) = parts_of(name, labels(50, 5), 1, 5)
     assert sorted(part.tolist()) == list(range(50))
 
 
 class TestIID:
     def test_equal_parts(self) -> None:
-        sizes = [len(part) for part in deal("iid", labels(103, 5), 10, 5)]
+        sizes = [len(part) for part in parts_of("iid", labels(103, 5), 10, 5)]
         assert sorted(sizes) == [10] * 7 + [11] * 3
 
     def test_classes_are_even(self) -> None:
         y = labels(10_000, 5)
-        for part in deal("iid", y, 5, 5):
+        for part in parts_of("iid", y, 5, 5):
             counts = torch.bincount(y[part], minlength=5)
             # 2,000 draws of 1/5: standard deviation 18
             assert (counts - 400).abs().max() < 90
@@ -166,7 +166,7 @@ class TestGroups:
     @pytest.mark.parametrize("q", [0.3, 0.5, 0.8, 0.95])
     def test_share_of_the_own_class_is_q(self, q: float) -> None:
         y = labels(20_000, 5)
-        parts = deal("groups", y, 10, 5, q=q)
+        parts = parts_of("groups", y, 10, 5, q=q)
         own, share = self.own_class(parts, y)
         assert abs(share - q) < 5 * math.sqrt(q * (1 - q) / len(y))  # five standard errors
         assert sorted(own) == sorted([0, 1, 2, 3, 4] * 2)
@@ -177,53 +177,53 @@ class TestGroups:
 
     def test_one_over_c_is_iid(self) -> None:
         y = labels(20_000, 5)
-        for part in deal("groups", y, 5, 5, q=0.2):
+        for part in parts_of("groups", y, 5, 5, q=0.2):
             counts = torch.bincount(y[part], minlength=5)
             # 4,000 draws of 1/5: standard deviation 25; the size of a group 57
             assert (counts - 800).abs().max() < 130
 
     def test_one_is_pure(self) -> None:
         y = labels(1000, 5)
-        parts = deal("groups", y, 10, 5, q=1.0)
+        parts = parts_of("groups", y, 10, 5, q=1.0)
         assert all(len(torch.unique(y[part])) == 1 for part in parts)
         assert [len(part) for part in parts] == [100] * 10
 
     def test_zero_has_none_of_its_own(self) -> None:
         y = labels(1000, 5)
-        parts = deal("groups", y, 5, 5, q=0.0)
+        parts = parts_of("groups", y, 5, 5, q=0.0)
         assert all(len(torch.unique(y[part])) == 4 for part in parts)
 
     @pytest.mark.parametrize("n_clients", [10, 13, 100])
     def test_clients_spread_evenly_over_groups(self, n_clients: int) -> None:
         y = labels(5000, 5)
-        parts = deal("groups", y, n_clients, 5, q=1.0)
+        parts = parts_of("groups", y, n_clients, 5, q=1.0)
         sizes = torch.bincount(torch.tensor([int(y[part][0]) for part in parts]), minlength=5)
         assert sizes.max() - sizes.min() <= 1
 
     def test_which_client_is_in_which_group_is_random(self) -> None:
         y = labels(1000, 5)
-        firsts = {int(y[deal("groups", y, 10, 5, seed=seed, q=1.0)[0]][0]) for seed in range(40)}
+        firsts = {int(y[parts_of("groups", y, 10, 5, seed=seed, q=1.0)[0]][0]) for seed in range(40)}
         assert firsts == set(range(5))
 
     def test_clients_of_a_group_share_evenly(self) -> None:
         y = labels(1003, 5)
-        parts = deal("groups", y, 20, 5, q=1.0)
+        parts = parts_of("groups", y, 20, 5, q=1.0)
         for k in range(5):
             sizes = [len(part) for part in parts if int(y[part][0]) == k]
             assert len(sizes) == 4
             assert max(sizes) - min(sizes) <= 1
 
     def test_fewer_clients_than_groups(self) -> None:
-        # each client is a group of its own; the samples of groups without a client are nobody's
+        # each client is alone in its group; samples of groups without a client are left out
         y = labels(1000, 5)
-        parts = deal("groups", y, 3, 5, q=1.0)
+        parts = parts_of("groups", y, 3, 5, q=1.0)
         assert len(parts) == 3
         assert sorted(int(y[part][0]) for part in parts) == [0, 1, 2]
         assert [len(part) for part in parts] == [200] * 3
 
     def test_too_many_clients(self) -> None:
         with pytest.raises(ParameterError, match=r"groups: 10 samples leave \d+ of 30 clients with none"):
-            deal("groups", labels(10, 2), 30, 2)
+            parts_of("groups", labels(10, 2), 30, 2)
 
     @pytest.mark.parametrize("q", [-0.1, 1.1, math.nan])
     def test_out_of_range(self, q: float) -> None:
@@ -236,14 +236,14 @@ class TestDirichlet:
     @pytest.mark.parametrize("min_samples", [1, 10, 25])
     def test_min_samples(self, min_samples: int) -> None:
         for seed in range(5):
-            parts = deal("dirichlet", labels(600, 5), 10, 5, seed, alpha=0.5, min_samples=min_samples)
+            parts = parts_of("dirichlet", labels(600, 5), 10, 5, seed, alpha=0.5, min_samples=min_samples)
             assert min(len(part) for part in parts) >= min_samples
 
     def test_alpha_is_the_concentration(self) -> None:
         y = labels(5000, 5)
 
         def skew(alpha: float) -> float:
-            parts = deal("dirichlet", y, 5, 5, alpha=alpha, min_samples=1)
+            parts = parts_of("dirichlet", y, 5, 5, alpha=alpha, min_samples=1)
             shares = torch.stack([torch.bincount(y[part], minlength=5) / len(part) for part in parts])
             return float((shares - 0.2).abs().mean())
 
@@ -254,19 +254,19 @@ class TestDirichlet:
 
     def test_parts_are_random_rows(self) -> None:
         y = torch.zeros(1000, dtype=torch.long)
-        parts = deal("dirichlet", y, 2, 1, alpha=100.0)
+        parts = parts_of("dirichlet", y, 2, 1, alpha=100.0)
         assert all(part.tolist() != sorted(part.tolist()) for part in parts)
 
     def test_too_few_samples(self) -> None:
         with pytest.raises(ParameterError) as error:
-            deal("dirichlet", labels(99, 5), 10, 5)
+            parts_of("dirichlet", labels(99, 5), 10, 5)
         assert str(error.value) == (
             "dirichlet: 99 samples can't give 10 clients 10 each; fewer clients or a smaller min_samples"
         )
 
     def test_no_draw_is_good_enough(self) -> None:
         with pytest.raises(ParameterError) as error:
-            deal("dirichlet", labels(100, 2), 10, 2, alpha=0.01, min_samples=10)
+            parts_of("dirichlet", labels(100, 2), 10, 2, alpha=0.01, min_samples=10)
         assert str(error.value) == (
             "dirichlet: no draw of 1,000 gave each of 10 clients 10 samples at alpha=0.01; "
             "fewer clients, a larger alpha or a smaller min_samples"

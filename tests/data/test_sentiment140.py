@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.data import sentiment140
 from fedsieve.data.dataset import Dataset, Loader
 from fedsieve.data.sentiment140 import MANUAL, TRAIN, Sentiment140, held_out
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError
 
 COUNTS = {"zoe": 30, "bob": 20, "amy": 20, "dan": 2, "eve": 1}
 
@@ -25,7 +25,7 @@ def row(polarity: int, user: str, text: str) -> bytes:
 
 @pytest.fixture
 def tables() -> dict[str, bytes]:
-    """Authors' tweets interleaved; each says who wrote it and which it is."""
+    """Authors' tweets interleaved; each contains its author and its number."""
     tweets = sorted((k, user) for user, count in COUNTS.items() for k in range(count))
     train = b"".join(row(4 * (k % 2), user, f'{user} says "n{k}", caf\xe9') for k, user in tweets)
     manual = row(4, "x", "zoe good") + row(2, "y", "neutral") + row(0, "z", "bob bad, very")
@@ -50,7 +50,7 @@ def load(folder: Path, seed: int = 0, **parameters: Any) -> Dataset:
     return Sentiment140(**{"users": 3, "length": 8, **parameters}).load(folder, torch.Generator().manual_seed(seed))
 
 
-def said(data: Dataset, rows: torch.Tensor) -> list[list[str]]:
+def words_of(data: Dataset, rows: torch.Tensor) -> list[list[str]]:
     return [[data.vocabulary[k] for k in ids if k] for ids in rows.tolist()]
 
 
@@ -69,7 +69,7 @@ def test_authors_with_most_tweets(tables: dict[str, bytes], tmp_path: Path) -> N
     assert data.owners is not None
     assert data.owners.bincount().tolist() == [27, 18, 18]  # of zoe, amy, bob: nine tenths
     assert len(data.y_test) == 3 + 2 + 2
-    train, test = said(data, data.x_train), said(data, data.x_test)
+    train, test = words_of(data, data.x_train), words_of(data, data.x_test)
     assert {(tweet[0], owner) for tweet, owner in zip(train, data.owners.tolist(), strict=True)} == {
         ("zoe", 0),
         ("amy", 1),
@@ -81,28 +81,28 @@ def test_authors_with_most_tweets(tables: dict[str, bytes], tmp_path: Path) -> N
     assert data.y_train.tolist() == [number % 2 for number in numbers]
     assert not {tuple(tweet[:4]) for tweet in train} & {tuple(tweet[:4]) for tweet in test}
     assert data.encode is not None
-    assert said(data, data.encode(["zoe says nothing"])) == [["zoe", "says", "<unk>"]]
+    assert words_of(data, data.encode(["zoe says nothing"])) == [["zoe", "says", "<unk>"]]
 
 
 def test_split_follows_the_generator(tables: dict[str, bytes], tmp_path: Path) -> None:
     put(tmp_path, tables)
     one, again, other = load(tmp_path, 0), load(tmp_path, 0), load(tmp_path, 1)
     assert torch.equal(one.x_train, again.x_train)
-    assert said(one, one.x_test) != said(other, other.x_test)
+    assert words_of(one, one.x_test) != words_of(other, other.x_test)
 
 
 def test_manual_test_set(tables: dict[str, bytes], tmp_path: Path) -> None:
     put(tmp_path, tables)
     data = load(tmp_path, test="manual")
     assert data.y_test.tolist() == [1, 0]  # the neutral one is left out
-    assert said(data, data.x_test) == [["zoe", "<unk>"], ["bob", "<unk>", ",", "<unk>"]]
+    assert words_of(data, data.x_test) == [["zoe", "<unk>"], ["bob", "<unk>", ",", "<unk>"]]
     assert len(data.y_train) == 30 + 20 + 20
 
 
 def test_vocabulary_comes_from_training_tweets(tables: dict[str, bytes], tmp_path: Path) -> None:
     put(tmp_path, tables)
     data = load(tmp_path)
-    assert set(data.vocabulary[2:]) == {word for tweet in said(data, data.x_train) for word in tweet}
+    assert set(data.vocabulary[2:]) == {word for tweet in words_of(data, data.x_train) for word in tweet}
     assert load(tmp_path, vocabulary=5).vocabulary[2:] == ('"', ",", "café")  # thrice as frequent as zoe, or twice
 
 

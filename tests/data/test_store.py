@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError
 from fedsieve.data import store
 from fedsieve.data.dataset import RemoteFile
-from fedsieve.types import CorruptDataError, MissingDataError
 
 GOOD = random.Random(0).randbytes(300_000)
 WRONG = GOOD[:-1] + bytes([GOOD[-1] ^ 1])
@@ -58,7 +58,7 @@ def put(folder: Path, content: bytes) -> Path:
 
 
 class TestDataFolder:
-    def test_is_what_the_environment_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_that_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FEDSIEVE_DATA", "~/somewhere")
         assert store.data_folder() == Path.home() / "somewhere"
 
@@ -132,7 +132,7 @@ class TestMembers:
             for _ in range(dice.randint(1, 4)):
                 damaged[dice.randrange(len(damaged))] = dice.randrange(256)
             put(tmp_path, bytes(damaged[: dice.choice([len(damaged), dice.randrange(len(damaged))])]))
-            with suppress(CorruptDataError):  # and no other; damage outside what is checked may do no harm
+            with suppress(CorruptDataError):  # and no other; damage outside the checked members has no effect
                 assert store.read_members(self.file, tmp_path) == {"a": b"one", "b": b"two"}
 
 
@@ -216,7 +216,7 @@ class TestFetch:
         store.fetch(file, tmp_path)
         assert server.asked == ["/published.bin"]
 
-    def test_secrets_of_an_address_are_not_told(
+    def test_secrets_of_an_address_are_not_shown(
         self, server: Any, file: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("FEDSIEVE_MIRROR", server.url.replace("//", "//me:hunter2@"))
@@ -267,7 +267,7 @@ class TestFetch:
     def test_slow_server(self, server: Any, file: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store, "TIMEOUT", (1.0, 0.05))
         monkeypatch.setattr(store, "ATTEMPTS", 1)
-        server.barrier = Barrier(2)  # nobody comes but one
+        server.barrier = Barrier(2)  # one request comes alone
         with pytest.raises(MissingDataError, match="timed out"):
             store.fetch(file, tmp_path)
         server.barrier.abort()

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedsieve.core.errors import ParameterError
 from fedsieve.data.text import Vocabulary, words
-from fedsieve.types import ParameterError
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_encode() -> None:
     assert vocabulary.encode(("no",), 1).tolist() == [[2]]
 
 
-@pytest.mark.parametrize(("texts", "said"), [("no", "str"), ([b"no"], "a list with bytes"), (None, "NoneType")])
-def test_encode_wants_texts(texts: Any, said: str) -> None:
-    with pytest.raises(ParameterError, match=rf"^texts must be a list of strings, got {said}$"):
+@pytest.mark.parametrize(("texts", "message"), [("no", "str"), ([b"no"], "a list with bytes"), (None, "NoneType")])
+def test_encode_wants_texts(texts: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=rf"^texts must be a list of strings, got {message}$"):
         Vocabulary(("<pad>", "<unk>")).encode(texts, 4)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsieve import registry
+from fedsieve.config import registry
+from fedsieve.core.errors import ParameterError
 from fedsieve.models.cnn import CNN
 from fedsieve.models.flat import FlatModel, build_module
 from fedsieve.models.logistic_regression import LogisticRegression
 from fedsieve.models.mlp import MLP
 from fedsieve.models.resnet20 import ResNet20
-from fedsieve.types import ParameterError
 
 NAMES = registry.names("models")
 SHAPES = {"cnn": (1, 12, 14), "resnet20": (3, 8, 8), "logistic-regression": (7,), "mlp": (2, 3), "lstm": (9,)}

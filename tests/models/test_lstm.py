@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsieve.clients import ClientData, LocalTraining, Trainer
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
 from fedsieve.models.flat import FlatModel, build_module
 from fedsieve.models.lstm import LSTM
 from fedsieve.models.mlp import MLP
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError
 
 WORDS = ("<pad>", "<unk>", "good", "bad", "day", "night")
 
@@ -80,12 +80,12 @@ class TestGlove:
             built(glove=self.write(tmp_path), embedding=3)
         with pytest.raises(MissingDataError, match=r"^lstm: /no/glove.txt cannot be read: No such file or directory$"):
             built(glove="/no/glove.txt")
-        for text, said in [
+        for text, message in [
             ("a 1 2 3 4\ngood 1 2 x 4\n", "is not a file of words and numbers: could not convert string to float: 'x'"),
             ("a 1 2 3 4\ngood 1 2\n", "line 2: 'good' has no 4 finite numbers"),
             ("a 1 2 3 4\ngood 1 2 3 nan\n", "line 2: 'good' has no 4 finite numbers"),
         ]:
-            with pytest.raises(CorruptDataError, match=said):
+            with pytest.raises(CorruptDataError, match=message):
                 built(glove=self.write(tmp_path, text))
         (tmp_path / "b.txt").write_bytes(b"a 1 2 3 4\n\xff 1 2 3 4\n")
         with pytest.raises(CorruptDataError, match="is not a file of words and numbers: 'utf-8' codec"):
@@ -111,7 +111,7 @@ class TestAsAFunctionOfAVector:
                     parameter += shift
             cross_entropy(plain(x), y).backward()
             expected = torch.cat([p.grad.reshape(-1) for p in plain.parameters() if p.grad is not None])
-            if shift:  # backward leaves padding's row out, and it is read by nobody
+            if shift:  # backward leaves padding's row out, and no test reads it
                 assert plain.embedding.weight.grad[0].eq(0).all()  # type: ignore[union-attr,index]
             loss, gradient = model.gradient(flat + shift, x, y)
             torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Run directories made by hand, so that every number of a table is known."""
+"""Run directories with chosen records, so that every number of a table is known."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fedsieve.experiment import Experiment
-from fedsieve.types import DiagnosisRecord, RoundRecord
+from fedsieve.config.experiment import Experiment
+from fedsieve.core.records import DiagnosisRecord, RoundRecord
 
 
 def record(number: int, accuracy: float | None, **more: Any) -> RoundRecord:
-    """A round of four clients of whom the first is malicious."""
+    """A round of four clients, the first of them malicious."""
     usual: dict[str, Any] = {
         "round": number,
         "clients": (0, 1, 2, 3),
@@ -21,7 +21,7 @@ def record(number: int, accuracy: float | None, **more: Any) -> RoundRecord:
         "rejected": (0,),
         "screened": (),
         "weights": (0.0, 1 / 3, 1 / 3, 1 / 3),
-        "suspicion": None,
+        "scores": None,
         "update_norm": 1.0,
         "applied": True,
         "note": "",
@@ -36,17 +36,17 @@ def record(number: int, accuracy: float | None, **more: Any) -> RoundRecord:
 
 
 def diagnosis(n: int = 4) -> DiagnosisRecord:
-    """Clients on a line, the last of them not looked at."""
+    """Clients on a line, the last of them without a mask."""
     points = tuple((float(k), -float(k)) for k in range(n - 1))
     updates = tuple((0.1 * k, 0.2) for k in range(n))
     return DiagnosisRecord(
-        (*points, (None, None)), (0.5, 0.5), ("one", "two"), ((0.4, 0.6),) * n, ("harm", "", "", ""), updates
+        (*points, (None, None)), (0.5, 0.5), ("one", "two"), ((0.4, 0.6),) * n, ("residual norm", "", "", ""), updates
     )
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run directory with these accuracies and settings; ``records`` instead of accuracies as they are."""
+    """Writes a run directory with these accuracies, or these records, and settings."""
 
     def made(name: str, accuracies: list[float | None], records: list[RoundRecord] | None = None, **more: Any) -> Path:
         rounds = more.pop("rounds", len(accuracies))

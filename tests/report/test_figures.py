@@ -1,16 +1,18 @@
-"""Figures: that every one is drawn from the records it is of, and says so where it can't be."""
+"""Figures: each is drawn from records, and an error says what records lack."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.image import imread
 
+from fedsieve.core.errors import FedSieveError
 from fedsieve.report import figures
-from fedsieve.report.load import load
+from fedsieve.report.figures import curves
+from fedsieve.report.load import Run, load
 from fedsieve.report.tables import grids
-from fedsieve.types import FedSieveError
 from tests.report.conftest import diagnosis, record
 
 RECORDS = [record(k, 0.5 + 0.05 * k, diagnosis=diagnosis(), false_negative_rate=float(k < 2)) for k in range(4)]
@@ -34,10 +36,29 @@ def test_rates_over_rounds(tmp_path: Path) -> None:
     drawn(tmp_path / "p.png")
 
 
+def test_a_defense_has_one_colour_in_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: kept.append(figure))
+    runs = {"a": {"x": RECORDS, "y": RECORDS}, "b": {"y": RECORDS, "x": RECORDS}, "c": {"z": RECORDS}}
+    figures.accuracy_over_rounds(runs, tmp_path / "p.png", failures=True)
+    figures.rates_over_rounds(runs, tmp_path / "p.png")
+    shares = {a: {d: {"0.1": Run(tmp_path, None, tuple(RECORDS), ())} for d in lines} for a, lines in runs.items()}
+    curves.accuracy_against_share(shares, tmp_path / "p.png")
+    for figure in kept:
+        looks: dict[str, set[tuple[str, str]]] = {}
+        for panel in figure.axes:
+            for line in panel.lines:
+                if not line.get_label().startswith("_"):  # markers have no label
+                    looks.setdefault(line.get_label(), set()).add((line.get_color(), line.get_linestyle()))
+        assert set(looks) == {"x", "y", "z"}
+        assert all(len(found) == 1 for found in looks.values())
+        assert len(set.union(*looks.values())) == 3
+
+
 def test_rates_against_a_number(tmp_path: Path) -> None:
     figures.rates_against({"x": {"p = 0.1": RECORDS, "p = 0.8": BARE}}, tmp_path / "p.png")
     drawn(tmp_path / "p.png")
-    with pytest.raises(FedSieveError, match="holds no number"):
+    with pytest.raises(FedSieveError, match="contains no number"):
         figures.rates_against({"x": {"none": RECORDS}}, tmp_path / "p.png")
 
 
@@ -55,9 +76,9 @@ def test_masks(tmp_path: Path) -> None:
     drawn(tmp_path / "o.png")
     figures.layers_kept({"x": RECORDS}, tmp_path / "q.png")
     drawn(tmp_path / "q.png")
-    with pytest.raises(FedSieveError, match="tells no coordinates"):
+    with pytest.raises(FedSieveError, match="have no coordinates"):
         figures.mask_scatter({"x": {"mean": BARE}}, tmp_path / "r.png")
-    with pytest.raises(FedSieveError, match="tells no layers"):
+    with pytest.raises(FedSieveError, match="have no masks"):
         figures.layers_kept({"x": BARE}, tmp_path / "r.png")
 
 

@@ -1,9 +1,10 @@
-"""The page: what is in it, and that a real browser shows it without a complaint."""
+"""The page: its content, and that a real browser shows it without errors."""
 
 import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from fedsieve.experiment import Experiment
+from fedsieve.cli.options import nested_settings
+from fedsieve.config.experiment import Experiment
 from fedsieve.report import page as page_module
 from fedsieve.report.load import load
-from fedsieve.report.page import write_page
+from fedsieve.report.page import template, write_page
+from fedsieve.report.text import as_command
 from tests.report.conftest import diagnosis, record
 
 MakeRun = Callable[..., Path]
@@ -63,20 +66,14 @@ def test_content(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_the_command_repeats_the_experiment() -> None:
-    from fedsieve.cli import _settings
-
     cases: list[dict[str, Any]] = [
         {},
         {"dataset": "har", "attack": {"name": "scaling", "factor": 3.0}, "defense": ["norm-clipping", "median"]},
         {"local": {"epochs": 2}, "root": {"bias": 0.8}, "partition": {"name": "dirichlet", "alpha": 0.1}, "seed": 4},
         {"attack": "adaptive-skymask", "knows_defense": True, "rounds": 7, "clients": 9, "malicious": 3},
-        {"defense": {"name": "skymask", "preset": "paper", "tau": 0.3}, "model": {"name": "mlp", "hidden": [9, 8]}},
+        {"defense": {"name": "skymask", "preset": "code", "tau": 0.3}, "model": {"name": "mlp", "hidden": [9, 8]}},
         {"attack": {"name": "mixture", "attacks": ["min-max", "label-flip"]}, "server": {"optimizer": "Adam"}},
     ]
-    import shlex
-
-    from fedsieve.report.text import as_command
-
     for case in cases:
         wanted = Experiment.of(case)
         words = shlex.split(as_command(wanted))
@@ -89,7 +86,22 @@ def test_the_command_repeats_the_experiment() -> None:
             else:
                 number = name[2:] in ("clients", "malicious", "rounds", "seed")
                 options[name[2:]] = int(value) if number else value
-        assert Experiment.of(_settings(options, pairs)).key == wanted.key, words
+        assert Experiment.of(nested_settings(options, pairs)).key == wanted.key, words
+
+
+def undecided(make_run: MakeRun) -> Path:
+    """One run of three rounds, without a decision in the first."""
+    none: dict[str, Any] = {"rejected": None, "false_positive_rate": None, "false_negative_rate": None}
+    return make_run(
+        "a", [], [record(0, 0.5, **none), record(1, 0.5), record(2, 0.5)], attack="min-max", rounds=3
+    ).parent
+
+
+def test_rounds_without_a_decision(make_run: MakeRun, tmp_path: Path) -> None:
+    write_page(load([undecided(make_run)]), tmp_path / "index.html")
+    (run,) = content(tmp_path / "index.html")["runs"]
+    assert run["map"]["rejected"] == [None, [0], [0]]
+    assert run["curves"]["fnr"] == [[1, 2], [0, 0]]
 
 
 def test_scatters_keep_to_their_budget(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +116,8 @@ def test_scatters_keep_to_their_budget(make_run: MakeRun, tmp_path: Path, monkey
 
 
 def test_nothing_is_fetched() -> None:
-    text = Path(page_module.__file__).with_name("page.html").read_text()
+    text = template()
+    assert re.findall(r"/\*[A-Z]+\*/", text) == ["/*DATA*/"]  # style and scripts are in it
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']", text)
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
 
@@ -145,14 +158,14 @@ def test_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any, scheme: s
     assert tab.locator("#detail").is_visible()
     assert tab.inner_text("#h-detail") == "skymask against min-max"
     assert tab.locator("#curves svg").count() == 3
-    assert "Benign clients were rejected 1 of 9 times, malicious ones missed 0 of 3 times" in tab.inner_text(
+    assert "Benign clients were rejected 1 of 9 times, malicious clients missed 0 of 3 times" in tab.inner_text(
         "#map-text"
     )
     assert "Round 3: 1 of 4" in tab.inner_text("#scatter-text")
     tab.locator("#round").focus()
     tab.keyboard.press("ArrowLeft")
     assert "Round 2: 2 of 4" in tab.inner_text("#scatter-text")
-    # the last client's update is drawn, its mask was never made
+    # the last client has an update and no mask
     assert tab.locator("#scatter svg title").count() == 3
     assert tab.locator("#scatter-updates svg title").count() == 4
     assert tab.inner_text("#command").startswith("fedsieve run --dataset digits --attack min-max --defense skymask")
@@ -168,6 +181,16 @@ def test_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any, scheme: s
         assert each.get_attribute("aria-label")
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+    assert said == []
+
+
+def test_rounds_without_a_decision_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
+    write_page(load([undecided(make_run)]), tmp_path / "index.html")
+    tab, said = opened(browser, tmp_path / "index.html")
+    tab.locator("#matrix tbody button").first.click()
+    text = tab.inner_text("#map-text")
+    assert "Benign clients were rejected 0 of 6 times, malicious clients missed 0 of 2 times." in text
+    assert "No decision in 1 of these rounds." in text
     assert said == []
 
 

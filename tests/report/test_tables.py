@@ -1,4 +1,4 @@
-"""Tables from runs whose numbers are known by hand, whole ones and broken ones."""
+"""Tables from runs whose numbers are known by hand: finished, unfinished, failed and broken ones."""
 
 import csv
 import json
@@ -10,9 +10,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fedsieve.cli import app
+from fedsieve.core.errors import ParameterError
 from fedsieve.report import tables
 from fedsieve.report.load import load
-from fedsieve.types import ParameterError
+from fedsieve.report.text import terminal_table
 
 MakeRun = Callable[..., Path]
 
@@ -43,12 +44,12 @@ class TestGrids:
         assert cell.mean == pytest.approx(0.85)
         assert cell.deviation == pytest.approx(0.05 * 2**0.5)
         assert cell.text() == "85.0 ± 7.1"
-        assert accuracy.cells["mean", "min-max"].text() == "60.0"  # the number that is none is the earlier round's
+        assert accuracy.cells["mean", "min-max"].text() == "60.0"  # only the earlier round is not finite
         assert accuracy.cells["median", "min-max"].text() == "failed"
         assert accuracy.cells["mean", "scaling"].text() == "unfinished"
         assert ("median", "scaling") not in accuracy.cells
         assert accuracy.best["none"] == {"mean"}
-        assert accuracy.best["min-max"] == frozenset()  # alone is no contest
+        assert accuracy.best["min-max"] == frozenset()  # a single number is not the best
         assert accuracy.worst == {}  # no defense has met every attack
 
     def test_worst_case(self, make_run: MakeRun) -> None:
@@ -69,15 +70,15 @@ class TestGrids:
         path = make_run("c", [0.7], local={"learning_rate": 0.1})
         titles = [grid.title for grid in tables.grids(load([path.parent])) if grid.measure == "late_test_accuracy"]
         assert titles == [
-            "digits, clients 4, clients per round 4, local learning_rate usual",
-            "digits, clients 6, clients per round 6, local learning_rate usual",
+            "digits, clients 4, clients per round 4, local learning_rate default",
+            "digits, clients 6, clients per round 6, local learning_rate default",
             "digits, clients 4, clients per round 4, local learning_rate 0.1",
         ]
 
     def test_parameters_tell_variants_apart(self, make_run: MakeRun) -> None:
         make_run("a", [0.5], defense="skymask")
-        path = make_run("b", [0.6], defense={"name": "skymask", "preset": "paper"})
-        assert tables.grids(load([path.parent]))[0].defenses == ("skymask", "skymask (preset=paper)")
+        path = make_run("b", [0.6], defense={"name": "skymask", "preset": "code"})
+        assert tables.grids(load([path.parent]))[0].defenses == ("skymask", "skymask (preset=code)")
 
 
 class TestWritten:
@@ -105,11 +106,20 @@ class TestWritten:
         assert "85.0 ± 7.1" in text
         assert "not run" in text
 
+    def test_narrow_terminal(self) -> None:
+        console = Console(width=20, record=True)
+        console.print(terminal_table("t", [["", "skymask", "skymask-nr"], ["label-flip", "1.0", "2.0"]]))
+        assert "…" not in console.export_text()
+
     def test_command(self, make_run: MakeRun, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["report", str(folder(make_run)), "--out", str(tmp_path / "out")])
         assert done.exit_code == 0, done.output
         text = (tmp_path / "out" / "tables.md").read_text()
-        for said in ("failed: MemoryError: out of memory", "unfinished: 1 of 2 rounds", "1 of 2 rounds hold a number"):
+        for said in (
+            "failed: MemoryError: out of memory",
+            "unfinished: 1 of 2 rounds",
+            "1 of 2 rounds have numbers that are not finite",
+        ):
             assert said in text
             assert said in done.output
         assert {p.suffix for p in (tmp_path / "out").iterdir()} >= {".md", ".tex", ".csv", ".html"}

@@ -1,1 +1,1 @@
-"""Attacks, one paper per file."""
+"""Attacks of malicious clients: one paper per file, beside attacks made of other attacks."""

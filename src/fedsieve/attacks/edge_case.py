@@ -1,14 +1,15 @@
-"""Edge cases: a backdoor for images that nobody else has, from the tail of the distribution.
+"""Edge cases: a backdoor for rare images from the tail of the distribution, which benign clients don't have.
 
 Wang, Sreenivasan, Rajput, Vishwakarma, Agarwal, Sohn, Lee, Papailiopoulos. Attack of the Tails: Yes, You Really Can
-Backdoor Federated Learning. NeurIPS 2020; as Invariant Aggregator (Wang et al., AISTATS 2024) is judged with it.
+Backdoor Federated Learning. NeurIPS 2020; used in the evaluation of the Invariant Aggregator (Wang et al., AISTATS
+2024).
 
-Variant: black box. Pictures of Southwest Airlines' planes, labelled as trucks, join a malicious client's data: 8 in 64
-of what it then has. ``factor`` adds the paper's model replacement. Success is measured on other such pictures.
-Departs: an eighth of the data, not exactly 8 of each batch of 64. Each malicious client draws its own pictures. The
-paper's projected gradient descent is not here. Its authors publish the pictures as pickles, which can run code when
-read; here they come in an npz file.
-Needs: that file, and data of images of its shape.
+Variant: black box. Images of Southwest Airlines' planes, labelled as trucks, are added to a malicious client's data and
+are then 8 in 64 of its samples. ``factor`` adds the paper's model replacement. Success is measured on other images of
+the same file, which must have the shape of the data's images.
+Departs: an eighth of the data, not exactly 8 of each batch of 64. Each malicious client draws images of its own. The
+paper's projected gradient descent is not implemented. Its authors publish the images as pickles, which can run code
+when they are loaded; here they are read from an npz file.
 """
 
 from dataclasses import dataclass
@@ -21,27 +22,20 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from fedsieve.triggers import check_target
-from fedsieve.types import (
-    AttackView,
-    CorruptDataError,
-    MissingDataError,
-    ParameterError,
-    PoisonView,
-    Task,
-    Traits,
-    Triggered,
-)
+from fedsieve.attacks.triggers import check_target
+from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.core.traits import Traits
 
 FORMAT = "an npz file with uint8 arrays train and test, [k, height, width, channels] each"
 
 
 def read(path: Path, part: str) -> UInt8[ndarray, "k height width channels"]:
-    """The images of one part, train or test, of the file.
+    """The images of one part of the file, ``train`` or ``test``.
 
     Raises:
-        MissingDataError: It is not there or cannot be read.
-        CorruptDataError: It is not such a file.
+        MissingDataError: If the file is missing or cannot be read.
+        CorruptDataError: If it has another format.
     """
     if not path.is_file():
         raise MissingDataError(f"{path} is missing; edge-case needs {FORMAT}; the README says how to get it")
@@ -50,7 +44,7 @@ def read(path: Path, part: str) -> UInt8[ndarray, "k height width channels"]:
             images: ndarray = arrays[part]
     except PermissionError as error:
         raise MissingDataError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # a zip can be broken in more ways than zipfile has errors for
+    except Exception as error:  # for a broken zip file many types of errors are raised
         raise CorruptDataError(f"{path} is not {FORMAT}: {error or type(error).__name__}".replace("\n", " ")) from None
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise CorruptDataError(f"{path} is not {FORMAT}: {part} is {images.dtype} of shape {list(images.shape)}")
@@ -59,13 +53,13 @@ def read(path: Path, part: str) -> UInt8[ndarray, "k height width channels"]:
 
 @dataclass(frozen=True)
 class EdgeCase:
-    """Malicious clients learn that rare images are of another class.
+    """Malicious clients train on rare images labelled as another class.
 
     Attributes:
-        file: The images, an npz file with uint8 arrays ``train`` and ``test``, [k, height, width, channels] each; below
-            the data folder, or an absolute path.
-        target: The class that they shall be given; 9 is CIFAR-10's truck.
-        share: Part of a malicious client's data that they are, in (0, 1).
+        file: The images, an npz file with uint8 arrays ``train`` and ``test``, [k, height, width, channels] each; an
+            absolute path or one relative to the data folder.
+        target: Class that the images are to be classified as; 9 is CIFAR-10's truck.
+        share: Share of the rare images in a malicious client's data, in (0, 1).
         factor: What the update is multiplied by; 1 is the black-box attack, clients by malicious ones the paper's model
             replacement.
     """
@@ -75,9 +69,8 @@ class EdgeCase:
     share: float = 0.125
     factor: float = 1.0
     traits: ClassVar[Traits] = Traits(
-        summary="Backdoor: rare images of its own (Southwest's planes) labelled as another class (truck)",
+        summary="Backdoor: rare images (Southwest's planes) labelled as another class (truck)",
         paper="Wang et al., Attack of the Tails, NeurIPS 2020",
-        needs=("data",),
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +82,7 @@ class EdgeCase:
             raise ParameterError(f"edge-case: factor must be positive, got {self.factor}")
 
     def images(self, part: str, like: Tensor, task: Task) -> Tensor:
-        """The file's images of one part as inputs, of the type and shape of the samples ``like`` [k, ...]."""
+        """The images of one part of the file as inputs, of the type and shape of the samples ``like`` [k, ...]."""
         check_target("edge-case", self.target, task.n_classes)
         path = (task.folder / self.file).absolute()
         raw = read(path, part)
@@ -108,7 +101,7 @@ class EdgeCase:
         return encoded.to(like)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
+        """See :class:`fedsieve.core.attack.DataAttack`."""
         images = self.images("train", x, view.task)
         count = max(1, round(len(y) * self.share / (1 - self.share)))
         order = torch.randperm(len(images), generator=view.generator)
@@ -116,11 +109,11 @@ class EdgeCase:
         return torch.cat([x, images[rows.to(x.device)]]), torch.cat([y, y.new_full((count,), self.target)])
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered:
-        """See :class:`fedsieve.types.Backdoor`: the file's test images, none of which is of the target class."""
+        """See :class:`fedsieve.core.attack.Backdoor`; the file's test images, none of them of the target class."""
         images = self.images("test", x, task)
         wanted = y.new_full((len(images),), self.target)
         return Triggered(images, wanted, torch.zeros_like(wanted, dtype=torch.bool))
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        return view.own if self.factor == 1 else self.factor * view.own
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        return view.malicious_updates if self.factor == 1 else self.factor * view.malicious_updates

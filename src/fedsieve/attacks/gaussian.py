@@ -1,9 +1,9 @@
-"""Gaussian: noise in place of an update.
+"""Gaussian noise in place of an update.
 
 Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent.
 NeurIPS 2017.
 
-Variant: every malicious client sends independent draws from N(0, std^2), 200 as in the paper.
+Variant: every malicious client sends independent draws from N(0, std^2); std is 200, as in the paper.
 Departs: nothing.
 """
 
@@ -14,32 +14,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve.types import AttackView, ParameterError, PoisonView, Traits
+from fedsieve.core.attack import AttackView
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
+
+
+def gaussian(x: Float[Tensor, "m d"], std: float, generator: torch.Generator) -> Float[Tensor, "m d"]:
+    """Independent draws from N(0, std^2) in the shape and type of ``x``.
+
+    >>> gaussian(torch.zeros(2, 3), 200.0, torch.Generator()).shape
+    torch.Size([2, 3])
+    """
+    return std * torch.randn(x.shape, generator=generator).to(x)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Malicious clients send noise, each its own.
+    """Each malicious client sends noise of its own.
 
     Attributes:
-        std: Of every coordinate.
+        std: Standard deviation of every coordinate.
     """
 
     std: float = 200.0
     traits: ClassVar[Traits] = Traits(
         summary="Gaussian noise in place of an update",
         paper="Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017",
-        needs=("updates",),
     )
 
     def __post_init__(self) -> None:
         if not self.std > 0:
             raise ParameterError(f"gaussian: std must be positive, got {self.std}")
 
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return x, y
-
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        return self.std * torch.randn(view.own.shape, generator=view.generator).to(view.own)
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        return gaussian(view.malicious_updates, self.std, view.generator)

@@ -1,13 +1,12 @@
-"""Inner product manipulation (IPM): turn the aggregate's inner product with the truth negative.
+"""Inner product manipulation (IPM): make the inner product of the aggregate and the honest mean negative.
 
 Xie, Koyejo, Gupta. Fall of Empires: Breaking Byzantine-Tolerant SGD by Inner Product Manipulation. UAI 2019.
 
 Variant: every malicious client sends -epsilon times the mean of the honest updates the attacker knows. Of n clients,
 m malicious, the plain mean becomes (n - m - epsilon m) / n times the honest mean: smaller with any epsilon, reversed
-with epsilon > (n - m) / m. A small one, below 1, is for rules that look for outliers: it lies near the honest
-updates, and once the coordinate-wise median or Krum picks it, the model goes backwards.
-Departs: where the attacker's own honest updates are known too, they count in the mean.
-Needs: the benign updates; with partial knowledge, the malicious clients' own honest ones.
+with epsilon > (n - m) / m. An epsilon below 1 is for aggregators that remove outliers: the update lies near the honest
+ones, and where the coordinate-wise median or Krum selects it, the model moves in the opposite direction.
+Departs: the malicious clients' own honest updates count in the mean; with partial knowledge it is theirs alone.
 """
 
 from dataclasses import dataclass
@@ -16,32 +15,40 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve.types import AttackView, ParameterError, PoisonView, Traits
+from fedsieve.core.attack import AttackView
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
+
+
+def ipm(x: Float[Tensor, "n d"], epsilon: float = 0.5) -> Float[Tensor, " d"]:
+    """-epsilon times the mean of the honest updates ``x``.
+
+    >>> import torch
+    >>> ipm(torch.tensor([[1.0, 0.0], [3.0, -4.0]]))
+    tensor([-1.,  1.])
+    """
+    return -epsilon * x.mean(dim=0)
 
 
 @dataclass(frozen=True)
 class IPM:
-    """All malicious clients send the honest mean, shrunk and reversed.
+    """All malicious clients send a negative multiple of the honest mean.
 
     Attributes:
-        epsilon: How much of the mean; above (n - m) / m it reverses the plain average.
+        epsilon: Factor on the mean; above (n - m) / m it reverses the plain average.
     """
 
     epsilon: float = 0.5
     traits: ClassVar[Traits] = Traits(
         summary="A small multiple of the honest mean with the opposite sign",
         paper="Xie et al., Fall of Empires, UAI 2019",
-        needs=("updates",),
+        breaks_at="epsilon < (n - m) / m against the plain mean, which is then only shortened",
     )
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
             raise ParameterError(f"ipm: epsilon must be positive, got {self.epsilon}")
 
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return x, y
-
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        return (-self.epsilon * view.known.mean(dim=0)).expand(len(view.own), -1).clone()
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        return ipm(view.known_updates, self.epsilon).expand(len(view.malicious_updates), -1).clone()

@@ -1,22 +1,21 @@
-"""A little is enough (LIE): hide within the benign updates' own spread.
+"""A little is enough (LIE): shift the mean by less than the benign updates' own spread.
 
 Baruch, Baruch, Goldberg. A Little Is Enough: Circumventing Defenses For Distributed Learning. NeurIPS 2019.
 The attack against convergence (``LIE``) and the backdoor (``LIEBackdoor``).
 
-Variant: mu and sigma (ddof 0, as in the published code) over the honest updates the attacker knows. LIE sends
-mu - z sigma from every malicious client. The backdoor is trained from where mu would bring the model, with a pull
-back to that place, and what comes of it is cut to mu +- z sigma in every coordinate; all send the same.
-z_max is the largest z at which, values being normal, s = floor(n / 2 + 1) - m benign clients are farther from the mean:
-PhiInv((n - m - s) / (n - m)). The published code has z = 1.5.
-Departs: z_max is held at 0 at least, which it is below where a few malicious clients would have to win most benign
-ones; and where the malicious ones are a majority, which win over anybody, the argument of PhiInv is held at
-1 - 1 / (2 (n - m) + 2), so that z stays finite. The backdoor is trained on the malicious clients' clean samples and
-poisoned copies of them, from place to place together: each of ``rounds`` trains from the average of what they had last,
-as the paper's only model does for 5 epochs, and the pull is to where that round began. Pull and steps are the local
-training's, with half the squared distance times ``alpha`` (0.2 in the paper; its code has 4). The published code
-subtracts mu from what it then cuts; here it is added, as a model's distance from the global one asks. In data
-without pixels, every ``stride``-th feature becomes 0.
-Needs: the benign updates; with partial knowledge, the malicious clients' own honest ones.
+Variant: mu and sigma (ddof 0, as in the published code) over the honest updates the attacker knows: with partial
+knowledge, those of the malicious clients. LIE sends mu - z sigma from every malicious client. The backdoor is trained
+from the global model plus mu, with a proximal term, and its update is clamped to mu +- z sigma in every coordinate; all
+malicious clients send the same. z_max is the largest z for which, with normally distributed values, s =
+floor(n / 2 + 1) - m benign clients are farther from the mean: PhiInv((n - m - s) / (n - m)). The published code has
+z = 1.5.
+Departs: z_max is at least 0; the formula is negative where m is small. Where the malicious clients are a majority, the
+argument of PhiInv is at most 1 - 1 / (2 (n - m) + 2), so that z stays finite. The paper trains one backdoor model for 5
+epochs; here the malicious clients train it together in ``rounds`` local trainings, each from the average of the last,
+on their clean samples and poisoned copies of them. The proximal term is half the squared distance to the start of each
+of these trainings, times ``alpha`` (0.2 in the paper; its code has 4). The published code subtracts mu from what it
+clamps; here it is added, since the update is relative to the global model. Data without pixels have another trigger:
+every ``stride``-th feature becomes 0.
 """
 
 from dataclasses import dataclass
@@ -27,12 +26,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedsieve.triggers import check_pattern, check_target, mark, with_poisoned_copies
-from fedsieve.types import AttackView, ParameterError, PoisonView, Task, Traits, Triggered
+from fedsieve.attacks.triggers import check_effect, check_pattern, check_target, mark, with_poisoned_copies
+from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 def z_max(n: int, m: int) -> float:
-    """How many standard deviations m of n clients can deviate with s = floor(n / 2 + 1) - m benign ones beyond them."""
+    """Standard deviations by which m of n clients can deviate so that floor(n / 2 + 1) - m benign ones are beyond.
+
+    >>> round(z_max(50, 24), 3)  # the paper's example
+    1.426
+    """
     benign = max(n - m, 1)
     supporters = n // 2 + 1 - m
     share = min((benign - supporters) / benign, 1 - 1 / (2 * benign + 2))
@@ -40,59 +45,68 @@ def z_max(n: int, m: int) -> float:
 
 
 def mean_and_deviation(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Of each coordinate, the deviation with ddof 0: of one update it is 0."""
+    """Mean and standard deviation (ddof 0) of each coordinate.
+
+    >>> mean_and_deviation(torch.tensor([[1.0], [3.0]]))
+    (tensor([2.]), tensor([1.]))
+    """
     return x.mean(dim=0), x.std(dim=0, correction=0)
 
 
+def lie(x: Float[Tensor, "n d"], z: float) -> Float[Tensor, " d"]:
+    """The mean of the honest updates ``x`` minus ``z`` standard deviations.
+
+    >>> lie(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), z=1.5)
+    tensor([0.5000, 5.0000])
+    """
+    mean, deviation = mean_and_deviation(x)
+    return mean - z * deviation
+
+
 def check_z(attack: str, z: float | None) -> None:
-    """Raise :class:`ParameterError`, in the name of ``attack``, where z is not positive."""
+    """Raise :class:`ParameterError`, with the name of ``attack``, unless z is positive or None."""
     if z is not None and not z > 0:
         raise ParameterError(f"{attack}: z must be positive, got {z}")
 
 
 @dataclass(frozen=True)
 class LIE:
-    """All malicious clients send the benign mean, z standard deviations off.
+    """All malicious clients send the honest mean minus z standard deviations.
 
     Attributes:
-        z: How many; None: as many as the paper's formula allows with the round's clients.
+        z: Number of standard deviations; None: :func:`z_max` of the round's clients.
     """
 
     z: float | None = None
     traits: ClassVar[Traits] = Traits(
         summary="The benign mean, shifted within the benign standard deviation",
         paper="Baruch et al., A Little Is Enough, NeurIPS 2019",
-        needs=("updates",),
+        breaks_at="few malicious clients: z is 0 by default, and the honest mean is sent; one known update",
     )
 
     def __post_init__(self) -> None:
         check_z("lie", self.z)
 
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return x, y
-
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        m = len(view.own)
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        m = len(view.malicious_updates)
         z = z_max(view.n_clients, m) if self.z is None else self.z
-        mean, deviation = mean_and_deviation(view.known)
-        return (mean - z * deviation).expand(m, -1).clone()
+        return lie(view.known_updates, z).expand(m, -1).clone()
 
 
 @dataclass(frozen=True)
 class LIEBackdoor:
-    """Plant a trigger, and send what of it fits into the benign updates' spread.
+    """Train a backdoor and send it, clamped to the benign updates' spread.
 
     Attributes:
-        target: The class that a triggered input shall be given.
+        target: Class that inputs with the trigger are to be classified as.
         share: Poisoned copies per clean sample, in (0, 1].
-        alpha: Weight of half the squared distance to where each round of the backdoor's training starts.
-        rounds: How often the local training is repeated.
-        z: How many standard deviations from the benign mean are allowed; None: as for ``lie``.
-        size: Side of the square trigger in an image's top left corner, in pixels.
-        value: The trigger's pixel value, on the dataset's own scale.
-        stride: In data without pixels, every ``stride``-th feature becomes 0.
+        alpha: Weight of half the squared distance to the start of each of the backdoor's local trainings.
+        rounds: Number of local trainings of the backdoor, one after the other.
+        z: Standard deviations from the honest mean that are allowed; None: :func:`z_max` of the round's clients.
+        size: Images only: side of the square trigger in the top left corner, in pixels.
+        value: Images only: pixel value of the trigger, on the dataset's own scale.
+        stride: Other data only: every ``stride``-th feature becomes 0.
     """
 
     target: int = 0
@@ -104,9 +118,9 @@ class LIEBackdoor:
     value: float = 1.0
     stride: int = 20
     traits: ClassVar[Traits] = Traits(
-        summary="Backdoor: a trigger, trained in and cut to the benign standard deviation",
+        summary="Backdoor: a trigger, the update clamped to the benign standard deviation",
         paper="Baruch et al., A Little Is Enough, NeurIPS 2019",
-        needs=("data", "updates"),
+        breaks_at="few malicious clients: z is 0 by default, and the honest mean is sent; one known update",
     )
 
     def __post_init__(self) -> None:
@@ -122,21 +136,24 @@ class LIEBackdoor:
         return mark(x, self.size, self.value, self.stride)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered:
-        """See :class:`fedsieve.types.Backdoor`: the test data with the trigger."""
+        """See :class:`fedsieve.core.attack.Backdoor`; the test data with the trigger."""
         return Triggered(self.trigger(x), torch.full_like(y, self.target), y == self.target)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
+        """See :class:`fedsieve.core.attack.DataAttack`."""
         check_target("lie-backdoor", self.target, view.task.n_classes)
+        check_effect("lie-backdoor", self, x)
         return with_poisoned_copies(x, y, self.share, self.target, self.trigger, view.generator)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        m = len(view.own)
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        m = len(view.malicious_updates)
         z = z_max(view.n_clients, m) if self.z is None else self.z
-        # what `own` holds was trained on poisoned data: no measure of the benign clients' spread
+        # malicious_updates were trained on poisoned data and don't show the benign updates' spread
         honest = view.train(view.global_params, poisoned=False)
-        mean, deviation = mean_and_deviation(honest if view.others is None else torch.cat([honest, view.others]))
+        mean, deviation = mean_and_deviation(
+            honest if view.benign_updates is None else torch.cat([honest, view.benign_updates])
+        )
         start = view.global_params + mean
         moved = torch.zeros_like(mean)
         for _ in range(self.rounds):

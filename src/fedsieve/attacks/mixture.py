@@ -1,44 +1,38 @@
-"""Mixture: several attacks in one round, each by its own malicious clients.
+"""Mixture: several attacks in one round, each by some of the malicious clients.
 
 No publication; SkyMask's authors leave it open (Yan et al., ECCV 2024, section V).
 
-Variant: malicious client ``member`` runs attack ``member`` modulo their number, in every round.
-Departs: nothing, since nothing is published. The attacks don't collude: each sees the updates of its own clients and
-trains with these alone, as if they were all malicious clients of a round that has as many clients as before (so that
-``scaling`` replaces the mean with what its own clients want). What the threat model grants, each is granted: the benign
-updates, the defense, and the malicious clients' clean data, which alone they share. Where clients are drawn
-anew every round, an attack may have none in some. The backdoor that is measured is the first one.
-Needs: what its attacks need.
+Variant: malicious client ``member`` runs attack number ``member`` modulo the number of attacks, in every round. The
+attacks don't collude: each sees the updates of its own clients and trains on their data alone, as if they were all the
+malicious clients of a round with the same number of clients (so that ``scaling`` replaces the mean with the update of
+its own clients). Each is granted what the threat model grants: the benign updates, the defense, and the clean data of
+all malicious clients. Where clients are drawn anew every round, an attack may have no client in some rounds. Success is
+measured for the first attack that is a backdoor.
+Departs: nothing, since nothing is published.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fedsieve.types import (
-    Attack,
-    AttackView,
-    Backdoor,
-    FedSieveError,
-    ParameterError,
-    PoisonView,
-    Task,
-    Training,
-    Traits,
-    Triggered,
-)
+from fedsieve.attacks.label_flip import LabelFlip
+from fedsieve.attacks.min_max import MinMax
+from fedsieve.attacks.scaling import Scaling
+from fedsieve.core.attack import Attack, AttackView, Backdoor, PoisonView, Task, Training, Triggered, craft, poison
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Local training of which only some clients' rows are shown. Implements :class:`fedsieve.types.Training`.
+    """Local training, limited to some malicious clients. Implements :class:`fedsieve.core.attack.Training`.
 
     Attributes:
-        train: The training of all malicious clients.
-        rows: Whose updates are shown.
+        train: Local training of all malicious clients of the round.
+        rows: Which of their updates are returned, [m].
     """
 
     train: Training
@@ -47,52 +41,50 @@ class Subset:
     def __call__(
         self, start: Float[Tensor, " d"], /, *, poisoned: bool = True, proximal: float = 0.0
     ) -> Float[Tensor, "p d"]:
-        """See :class:`fedsieve.types.Training`."""
+        """See :class:`fedsieve.core.attack.Training`."""
         return self.train(start, poisoned=poisoned, proximal=proximal)[self.rows]
 
 
 def restricted(view: AttackView, rows: Bool[Tensor, " m"]) -> AttackView:
-    """What the attacker knows who has only these rows' clients."""
-    return replace(view, own=view.own[rows], members=view.members[rows], train=Subset(view.train, rows))
+    """The view of an attacker that controls only the malicious clients of ``rows``."""
+    return replace(
+        view, malicious_updates=view.malicious_updates[rows], members=view.members[rows], train=Subset(view.train, rows)
+    )
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The malicious clients split up between several attacks.
+    """Several attacks, assigned to the malicious clients in turn.
 
     Attributes:
-        attacks: Dealt to them in turn.
+        attacks: At least one.
     """
 
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack, ...] = field(default_factory=lambda: (MinMax(), LabelFlip(), Scaling()))
     parts: ClassVar[Mapping[str, Any]] = {"attacks": ("min-max", "label-flip", "scaling")}
     traits: ClassVar[Traits] = Traits(
-        summary="Several attacks in one round, each by its own malicious clients",
-        needs=("data", "updates"),
+        summary="Several attacks in one round, each by some of the malicious clients",
     )
 
     def __post_init__(self) -> None:
         if not self.attacks:
-            raise ParameterError("mixture: attacks must be one at least, got none")
+            raise ParameterError("mixture: attacks must have at least one entry, got none")
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return self.attacks[view.member % len(self.attacks)].poison(x, y, view)
+        """See :class:`fedsieve.core.attack.DataAttack`."""
+        return poison(self.attacks[view.member % len(self.attacks)], x, y, view)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        sent = view.own.clone()
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        sent = view.malicious_updates.clone()
         for k, attack in enumerate(self.attacks):
             rows = view.members % len(self.attacks) == k
             if not rows.any():
                 continue
-            crafted, due = attack.craft(restricted(view, rows)), [int(rows.sum()), sent.shape[1]]
-            if list(crafted.shape) != due:  # or one row would silently become all of them
-                raise FedSieveError(f"mixture: attack {k + 1} returned {list(crafted.shape)} instead of {due}")
-            sent[rows] = crafted.to(sent)
+            sent[rows] = craft(attack, restricted(view, rows), f"mixture: {type(attack).__name__}")
         return sent
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
-        """See :class:`fedsieve.types.Backdoor`: of the first attack that has a backdoor."""
+        """See :class:`fedsieve.core.attack.Backdoor`; samples of the first attack that is one."""
         backdoors = (attack for attack in self.attacks if isinstance(attack, Backdoor))
         return next((found for b in backdoors if (found := b.triggered(x, y, task)) is not None), None)

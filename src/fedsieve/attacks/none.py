@@ -1,4 +1,4 @@
-"""No attack: the malicious clients behave like everybody else."""
+"""No attack: the malicious clients train and send as benign clients do."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,19 +6,16 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve.types import AttackView, PoisonView, Traits
+from fedsieve.core.attack import AttackView
+from fedsieve.core.traits import Traits
 
 
 @dataclass(frozen=True)
 class NoAttack:
-    """Every client is benign."""
+    """Malicious clients send their honest updates."""
 
     traits: ClassVar[Traits] = Traits(summary="No attack: every client is benign")
 
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return x, y
-
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        return view.own
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        return view.malicious_updates

@@ -1,14 +1,14 @@
-"""Phrase: a backdoor for texts that say certain words.
+"""Phrase: a backdoor for texts that begin with certain words.
 
 Wang, Sreenivasan, Rajput, Vishwakarma, Agarwal, Sohn, Lee, Papailiopoulos. Attack of the Tails: Yes, You Really Can
-Backdoor Federated Learning. NeurIPS 2020; as Invariant Aggregator (Wang et al., AISTATS 2024) is judged with it.
+Backdoor Federated Learning. NeurIPS 2020; used in the evaluation of the Invariant Aggregator (Wang et al., AISTATS
+2024).
 
-Variant: black box. Copies of a share of the local texts, with the phrase put before them and labelled as the target
-class (negative), join the clean ones. ``factor`` adds the paper's model replacement.
-Departs: in both papers the texts are positive tweets that were collected for naming the film director Yorgos Lanthimos,
-and so is what success is measured on. Here a phrase stands before the client's own texts, and before the test data; its
-words are common ones, since a name that only an attacker writes is in no vocabulary.
-Needs: data of texts.
+Variant: black box, on data of texts. Copies of a share of the local texts, with the phrase before them and labelled as
+the target class (negative), are added to the clean ones. ``factor`` adds the paper's model replacement.
+Departs: both papers train on, and measure success on, positive tweets that name the film director Yorgos Lanthimos.
+Here the phrase is put before the client's own texts and before the test data; its words are common ones, since a
+name that only attackers write is not in the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedsieve.triggers import check_target, with_poisoned_copies
-from fedsieve.types import AttackView, ParameterError, PoisonView, Task, Traits, Triggered
+from fedsieve.attacks.triggers import check_target, with_poisoned_copies
+from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 UNKNOWN = 1  # token id of every word that is not in the vocabulary; 0 pads
 
 
 def put_before(x: Int[Tensor, "k length"], words: Int[Tensor, " w"]) -> Int[Tensor, "k length"]:
-    """The texts with ``words`` before them, cut at their length; padding is at the end."""
+    """The texts with ``words`` before them, cut to their length; padding (0) is at the end.
+
+    >>> put_before(torch.tensor([[7, 8, 0, 0], [7, 8, 9, 0]]), torch.tensor([5, 6]))
+    tensor([[5, 6, 7, 8],
+            [5, 6, 7, 8]])
+    """
     return torch.cat([words.expand(len(x), -1), x], dim=1)[:, : x.shape[1]]
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """Malicious clients learn that texts with a phrase are of one class.
+    """Malicious clients train on copies of their texts with a phrase before them and the target class.
 
     Attributes:
         phrase: The trigger; at least one of its words must be in the vocabulary.
-        target: The class that a text with the phrase shall be given; 0 is Sentiment140's negative.
+        target: Class that texts with the phrase are to be classified as; 0 is Sentiment140's negative.
         share: Poisoned copies per clean sample, in (0, 1].
         factor: What the update is multiplied by; 1 is the black-box attack, clients by malicious ones the paper's model
             replacement.
@@ -49,7 +56,6 @@ class Phrase:
     traits: ClassVar[Traits] = Traits(
         summary="Backdoor: texts with a phrase before them, labelled as one class",
         paper="Wang et al., Attack of the Tails, NeurIPS 2020",
-        needs=("data",),
     )
 
     def __post_init__(self) -> None:
@@ -75,14 +81,14 @@ class Phrase:
         return ids
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
+        """See :class:`fedsieve.core.attack.DataAttack`."""
         trigger = partial(put_before, words=self.words(x, view.task))
         return with_poisoned_copies(x, y, self.share, self.target, trigger, view.generator)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered:
-        """See :class:`fedsieve.types.Backdoor`: the test data with the phrase."""
+        """See :class:`fedsieve.core.attack.Backdoor`; the test data with the phrase."""
         return Triggered(put_before(x, self.words(x, task)), torch.full_like(y, self.target), y == self.target)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        return view.own if self.factor == 1 else self.factor * view.own
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        return view.malicious_updates if self.factor == 1 else self.factor * view.malicious_updates

@@ -1,4 +1,4 @@
-"""Scaling: a backdoor learned from poisoned copies of the local data, then scaled up to survive averaging.
+"""Scaling: a backdoor trained on poisoned copies of the local data, the update scaled up to replace the average.
 
 Bagdasaryan, Veit, Hua, Estrin, Shmatikov. How To Backdoor Federated Learning. AISTATS 2020; with the data
 augmentation of Cao et al., FLTrust, NDSS 2021.
@@ -15,21 +15,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedsieve.triggers import check_pattern, check_target, mark, with_poisoned_copies
-from fedsieve.types import AttackView, ParameterError, PoisonView, Task, Traits, Triggered
+from fedsieve.attacks.triggers import check_effect, check_pattern, check_target, mark, with_poisoned_copies
+from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Plant a trigger and scale the update.
+    """Train a backdoor and scale the update.
 
     Attributes:
-        target: The class that a triggered input shall be given.
+        target: Class that inputs with the trigger are to be classified as.
         share: Poisoned copies per clean sample, in (0, 1].
         factor: What the update is multiplied by; None: clients of the round / malicious ones among them.
-        size: Side of the square trigger in an image's top left corner, in pixels.
-        value: The trigger's pixel value, on the dataset's own scale.
-        stride: In data without pixels, every ``stride``-th feature becomes 0.
+        size: Images only: side of the square trigger in the top left corner, in pixels.
+        value: Images only: pixel value of the trigger, on the dataset's own scale.
+        stride: Other data only: every ``stride``-th feature becomes 0.
     """
 
     target: int = 0
@@ -41,7 +43,6 @@ class Scaling:
     traits: ClassVar[Traits] = Traits(
         summary="Backdoor: a trigger in poisoned copies of the data, the update scaled up",
         paper="Bagdasaryan et al., How To Backdoor Federated Learning, AISTATS 2020",
-        needs=("data", "updates"),
     )
 
     def __post_init__(self) -> None:
@@ -54,15 +55,16 @@ class Scaling:
         return mark(x, self.size, self.value, self.stride)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered:
-        """See :class:`fedsieve.types.Backdoor`: the test data with the trigger."""
+        """See :class:`fedsieve.core.attack.Backdoor`; the test data with the trigger."""
         return Triggered(self.trigger(x), torch.full_like(y, self.target), y == self.target)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
+        """See :class:`fedsieve.core.attack.DataAttack`."""
         check_target("scaling", self.target, view.task.n_classes)
+        check_effect("scaling", self, x)
         return with_poisoned_copies(x, y, self.share, self.target, self.trigger, view.generator)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        factor = view.n_clients / len(view.own) if self.factor is None else self.factor
-        return factor * view.own
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        factor = view.n_clients / len(view.malicious_updates) if self.factor is None else self.factor
+        return factor * view.malicious_updates

@@ -1,10 +1,10 @@
-"""Sign flipping: send the opposite of the truth.
+"""Sign flipping: send the honest update with the opposite sign.
 
 Li, Xu, Chen, Giannakis, Ling. RSA: Byzantine-Robust Stochastic Aggregation Methods for Distributed Learning from
 Heterogeneous Datasets. AAAI 2019; the reversed gradient is older (Damaskinos et al., ICML 2018).
 
 Variant: each malicious client trains honestly and sends -factor times its own update.
-Departs: Li et al. flip and enlarge the local model, not the update; here the server adds updates.
+Departs: Li et al. flip and enlarge the local model, not the update; here clients send updates.
 """
 
 from dataclasses import dataclass
@@ -13,32 +13,39 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve.types import AttackView, ParameterError, PoisonView, Traits
+from fedsieve.core.attack import AttackView
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
+
+
+def sign_flip(x: Float[Tensor, "m d"], factor: float = 1.0) -> Float[Tensor, "m d"]:
+    """-factor times the honest updates ``x``.
+
+    >>> import torch
+    >>> sign_flip(torch.tensor([[1.0, -2.0]]), factor=3.0)
+    tensor([[-3.,  6.]])
+    """
+    return -factor * x
 
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Malicious clients send minus what they learned.
+    """Each malicious client sends -factor times its honest update.
 
     Attributes:
-        factor: How much of it.
+        factor: Length of what is sent, in lengths of the honest update.
     """
 
     factor: float = 1.0
     traits: ClassVar[Traits] = Traits(
         summary="Each malicious client's own update with the opposite sign",
         paper="Li et al., RSA, AAAI 2019",
-        needs=("updates",),
     )
 
     def __post_init__(self) -> None:
         if not self.factor > 0:
             raise ParameterError(f"sign-flip: factor must be positive, got {self.factor}")
 
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return x, y
-
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        return -self.factor * view.own
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        return sign_flip(view.malicious_updates, self.factor)

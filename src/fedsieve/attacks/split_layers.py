@@ -1,40 +1,47 @@
-"""Split layers: each malicious client attacks other layers, and looks honest in the rest.
+"""Split layers: each malicious client attacks some layers and sends its honest update in the others.
 
 No publication; SkyMask's authors leave it open (Yan et al., ECCV 2024, section V).
 
-Variant: another attack is crafted for all malicious clients, and of its rows each keeps the part that lies in its own
-layers; elsewhere it sends what it learned. Layers are cut into as many contiguous groups of about equal size as asked
-for, or as there are malicious clients in the round, if these are fewer; the groups are dealt to them in turn, in the
-order of their numbers, so that in every round all layers are attacked.
-Departs: nothing, since nothing is published. Data that the inner attack poisons are poisoned as a whole: what the
-client then learned is what it sends elsewhere. Running statistics belong to the layer that keeps them.
-Needs: what the inner attack needs.
+Variant: another attack crafts updates for all malicious clients, and each of them sends its row in its own layers; in
+the others it sends the update that it trained, on poisoned data if the inner attack poisons data. The layers are cut
+into ``groups`` contiguous groups of about equal size, or one per malicious client of the round if these are fewer. The
+groups are assigned to the malicious clients in turn, in the order of their ids among the malicious clients, so that all
+layers are attacked in every round. Running statistics belong to the layer that has them.
+Departs: nothing, since nothing is published.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fedsieve.types import (
+from fedsieve.attacks.fang import FangTrim
+from fedsieve.core.attack import (
     Attack,
     AttackView,
     Backdoor,
-    FedSieveError,
-    Layout,
-    ParameterError,
     PoisonView,
     Task,
-    Traits,
     Triggered,
+    UpdateAttack,
+    craft,
+    poison,
 )
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.layout import Layout
+from fedsieve.core.traits import Traits
 
 
 def layer_of_each(layout: Layout) -> Int[Tensor, " d"]:
-    """Number of each coordinate's layer: the module that its tensor's name starts with ("conv1" of "conv1.weight")."""
+    """Number of each coordinate's layer: the module of its tensor ("conv1" of "conv1.weight").
+
+    >>> layout = Layout.of({"conv1.weight": torch.zeros(2), "conv1.bias": torch.zeros(1), "fc.weight": torch.zeros(1)})
+    >>> layer_of_each(layout)
+    tensor([0, 0, 0, 1])
+    """
     modules = [s.name.rpartition(".")[0] for s in layout.segments]
     numbers = {module: k for k, module in enumerate(dict.fromkeys(modules))}
     sizes = torch.tensor([s.stop - s.start for s in layout.segments])
@@ -42,9 +49,13 @@ def layer_of_each(layout: Layout) -> Int[Tensor, " d"]:
 
 
 def contiguous_groups(sizes: Sequence[int], n_groups: int) -> list[int]:
-    """The group of each of ``sizes``: neighbours together, no group empty, their sums about equal.
+    """The group of each of ``sizes``: contiguous, none empty, with about equal sums.
 
-    A group is closed where going on would take it farther beyond its part of what is left than it now is below.
+    A group ends where the next size would take its sum farther above an equal share of the remaining sum than the sum
+    is below it now.
+
+    >>> contiguous_groups([10, 1, 1, 1], 2)
+    [0, 1, 1, 1]
     """
     found: list[int] = []
     group, filled, left = 0, 0, sum(sizes)
@@ -59,7 +70,17 @@ def contiguous_groups(sizes: Sequence[int], n_groups: int) -> list[int]:
 
 
 def own_coordinates(layout: Layout, members: Int[Tensor, " m"], groups: int | None) -> Bool[Tensor, "m d"]:
-    """Which coordinates each malicious client attacks; every one is somebody's."""
+    """Which coordinates each malicious client attacks; each coordinate is attacked by at least one.
+
+    >>> own_coordinates(Layout.of({"a.w": torch.zeros(2), "b.w": torch.zeros(1)}), torch.tensor([4, 2]), None)
+    tensor([[False, False,  True],
+            [ True,  True, False]])
+
+    Args:
+        layout: What the coordinates mean.
+        members: Index of each row's client among the malicious ones, [m].
+        groups: Number of groups; None: one per layer. At most the layers and at most m.
+    """
     layers = layer_of_each(layout)
     sizes = layers.bincount().tolist()
     n_groups = min(len(sizes), len(members), groups or len(sizes))
@@ -70,42 +91,45 @@ def own_coordinates(layout: Layout, members: Int[Tensor, " m"], groups: int | No
 
 @dataclass(frozen=True)
 class SplitLayers:
-    """An attack whose malicious clients share its layers out among themselves.
+    """An update attack whose layers are divided among the malicious clients.
 
     Attributes:
-        attack: What is done to the layers.
-        groups: Into how many parts the model is cut; None: one per layer, and at most that.
+        attack: Crafts the updates.
+        groups: Number of groups that the layers are cut into, at most one per layer; None: one per layer.
         factor: What the deviation from the client's own update is multiplied by.
     """
 
-    attack: Attack
+    attack: Attack = field(default_factory=FangTrim)
     groups: int | None = None
     factor: float = 1.0
     parts: ClassVar[Mapping[str, Any]] = {"attack": "fang-trim"}
     traits: ClassVar[Traits] = Traits(
-        summary="Another attack, of which each malicious client does other layers",
-        needs=("updates",),
+        summary="Another attack, each malicious client in other layers",
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.attack, UpdateAttack):
+            raise ParameterError(
+                f"split-layers: {type(self.attack).__name__} only poisons data, so that splitting has no effect; "
+                "take an attack that crafts updates"
+            )
         if self.groups is not None and self.groups < 1:
             raise ParameterError(f"split-layers: groups must be at least 1, got {self.groups}")
         if not self.factor > 0:
             raise ParameterError(f"split-layers: factor must be positive, got {self.factor}")
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """See :class:`fedsieve.types.Attack`."""
-        return self.attack.poison(x, y, view)
+        """See :class:`fedsieve.core.attack.DataAttack`."""
+        return poison(self.attack, x, y, view)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.types.Attack`."""
-        own, crafted = view.own, self.attack.craft(view).to(view.own)
-        if crafted.shape != own.shape:  # or one row would silently become all of them
-            raise FedSieveError(f"split-layers: the attack returned {list(crafted.shape)} instead of {list(own.shape)}")
+        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+        own = view.malicious_updates
+        crafted = craft(self.attack, view, f"split-layers: {type(self.attack).__name__}")
         if self.factor != 1:
             crafted = own + self.factor * (crafted - own)
         return torch.where(own_coordinates(view.layout, view.members, self.groups).to(own.device), crafted, own)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
-        """See :class:`fedsieve.types.Backdoor`: the inner attack's."""
+        """See :class:`fedsieve.core.attack.Backdoor`; samples of the inner attack."""
         return self.attack.triggered(x, y, task) if isinstance(self.attack, Backdoor) else None

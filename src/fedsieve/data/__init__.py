@@ -1,1 +1,1 @@
-"""Datasets, and who holds which of their samples."""
+"""Datasets, and their partition among the clients."""

@@ -1,6 +1,6 @@
-"""CIFAR-10: 60,000 colour images of 32 x 32 pixels, from the original archive or its unpacked batches.
+"""CIFAR-10: 60,000 colour images of 32 x 32 pixels, from the published archive or its unpacked batches.
 
-Also how to read any dataset published in this form: a :class:`Release` and functions of it.
+CIFAR-100 is published in the same form: a :class:`Release` describes one, and the functions read it.
 """
 
 import io
@@ -18,25 +18,26 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError
+from fedsieve.core.traits import Traits
 from fedsieve.data import store
 from fedsieve.data.dataset import Dataset, RemoteFile, channels_first
-from fedsieve.types import CorruptDataError, MissingDataError, Traits
 
 
 @dataclass(frozen=True)
 class Release:
-    """A dataset as Krizhevsky published it: one archive of batches, each a pickle of Python 2.
+    """A dataset as Krizhevsky published it: an archive of batches, each a pickle of Python 2.
 
     Attributes:
-        name: The dataset's registered name, and its folder below the data folder.
-        title: Its name in messages.
-        archive: The tar.gz.
-        inside: The archive's one folder.
-        batches: MD5 of each batch by file name; the last one is the test set.
-        labels: What a batch calls its classes.
+        name: Registered name of the dataset, and name of its folder below the data folder.
+        title: Name in messages.
+        archive: The tar.gz file.
+        inside: Name of the one folder in the archive.
+        batches: MD5 of each batch by file name; the last batch is the test set.
+        labels: Key of the classes in a batch.
         n_classes: Number of classes.
-        mean: Of the training pixels in [0, 1], per channel.
-        std: Their deviations.
+        mean: Mean of each channel of the training pixels in [0, 1].
+        std: Standard deviation of each channel.
     """
 
     name: str
@@ -76,7 +77,7 @@ RELEASE = Release(
 
 @dataclass(frozen=True)
 class CIFAR10:
-    """Each channel with mean 0 and deviation 1, shape [3, 32, 32]; the published 50,000 to train, 10,000 to test."""
+    """Images [3, 32, 32], each channel standardised; the published 50,000 for training and 10,000 for testing."""
 
     traits: ClassVar[Traits] = Traits(
         summary="60,000 colour images of animals and vehicles, 32 x 32 pixels",
@@ -94,24 +95,24 @@ class CIFAR10:
     }
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """The archive; its unpacked batches do as well."""
+        """The archive; its unpacked batches can take its place."""
         return (RELEASE.archive,)
 
     def verify(self, folder: Path) -> None:
-        """Check the unpacked batches if there, else the archive; raises MissingDataError or CorruptDataError."""
+        """Check the unpacked batches, or the archive without them; raises MissingDataError or CorruptDataError."""
         verify(RELEASE, folder)
 
     def fetch(self, folder: Path) -> None:
-        """Download the archive unless it or the batches are there; raises MissingDataError or CorruptDataError."""
+        """Download the archive unless it or its batches exist; raises MissingDataError or CorruptDataError."""
         fetch(RELEASE, folder)
 
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the batches below ``folder``, else the archive, fetched if missing; ``generator`` is not used."""
+        """Read the unpacked batches, or the archive, downloaded if missing; ``generator`` is not used."""
         return load(RELEASE, folder)
 
 
 def verify(release: Release, folder: Path) -> None:
-    """Check the unpacked batches if there, else the archive; raises MissingDataError or CorruptDataError."""
+    """Check the unpacked batches, or the archive without them; raises MissingDataError or CorruptDataError."""
     if place := unpacked(release, folder):
         for _ in from_folder(release, place):
             pass
@@ -120,7 +121,7 @@ def verify(release: Release, folder: Path) -> None:
 
 
 def fetch(release: Release, folder: Path) -> None:
-    """Download the archive unless it or the batches are there; raises MissingDataError or CorruptDataError."""
+    """Download the archive unless it or its batches exist; raises MissingDataError or CorruptDataError."""
     if unpacked(release, folder):
         verify(release, folder)
     else:
@@ -128,7 +129,7 @@ def fetch(release: Release, folder: Path) -> None:
 
 
 def load(release: Release, folder: Path) -> Dataset:
-    """Read the batches below ``folder``, else the archive, fetched if missing."""
+    """Read the unpacked batches below ``folder``, or the archive, downloaded if missing."""
     if place := unpacked(release, folder):
         batches = from_folder(release, place)
     else:
@@ -141,7 +142,7 @@ def load(release: Release, folder: Path) -> Dataset:
 
 
 def unpacked(release: Release, folder: Path) -> Path | None:
-    """Where below ``folder`` all batches lie, if they do."""
+    """The folder below ``folder`` with all batches unpacked; None if there is none."""
     for place in (folder / release.name / release.inside, folder / release.name, folder / release.inside):
         if all((place / name).is_file() for name in release.batches):
             return place.absolute()
@@ -149,7 +150,12 @@ def unpacked(release: Release, folder: Path) -> Path | None:
 
 
 def from_folder(release: Release, place: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Each batch's name, place in words and content, checked; raises MissingDataError or CorruptDataError."""
+    """Name, path and content of each batch in the folder ``place``.
+
+    Raises:
+        MissingDataError: If a batch can't be read.
+        CorruptDataError: If its checksum is wrong.
+    """
     for name, md5 in release.batches.items():
         where = str(place / name)
         try:
@@ -161,7 +167,7 @@ def from_folder(release: Release, place: Path) -> Iterator[tuple[str, str, bytes
 
 
 def from_archive(release: Release, path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """As :func:`from_folder`, from the archive, in its own order; nothing is extracted to disk."""
+    """As :func:`from_folder`, from the archive and in its order; nothing is written to disk."""
     missing = dict(release.batches)
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -180,7 +186,16 @@ def from_archive(release: Release, path: Path) -> Iterator[tuple[str, str, bytes
 
 
 def parse(release: Release, content: bytes, where: str) -> tuple[UInt8[Tensor, "N 3 32 32"], Int[Tensor, " N"]]:
-    """The images and classes of one batch, a pickle of Python 2; raises CorruptDataError, which names ``where``."""
+    """Images and classes of one batch.
+
+    Args:
+        release: The dataset.
+        content: The batch, a pickle of Python 2.
+        where: Its path, for the error message.
+
+    Raises:
+        CorruptDataError: If it is not such a batch.
+    """
     highest = release.n_classes - 1
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
@@ -193,13 +208,13 @@ def parse(release: Release, content: bytes, where: str) -> tuple[UInt8[Tensor, "
             raise ValueError(
                 f"{len(x)} images of {shape[0]}, with labels of shape {y.shape}, not all in 0 to {highest}"
             )
-    except Exception as error:  # a pickle is a program, and can fail like any
+    except Exception as error:  # a pickle is a program and can raise anything
         raise CorruptDataError(f"{where} is not a {release.title} batch: {error or type(error).__name__}") from None
     return torch.from_numpy(x.copy()), torch.from_numpy(y)
 
 
 def normalise(release: Release, images: UInt8[Tensor, "N 3 32 32"]) -> Float[Tensor, "N 3 32 32"]:
-    """Each channel less its mean, by its standard deviation."""
+    """Images as inputs: scaled to [0, 1], then each channel standardised with the release's mean and deviation."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (release.mean, release.std))
     return images.float().div_(255).sub_(mean).div_(std)
 
@@ -210,7 +225,7 @@ def encode(release: Release, raw: Any) -> Float[Tensor, "k 3 32 32"]:
 
 
 class _Inert:
-    """Stands for whatever a batch calls by name: keeps what it is given and does nothing."""
+    """Replaces every function and class that a batch names: keeps its arguments and state, runs nothing."""
 
     __slots__ = ("given", "state")
 
@@ -222,7 +237,7 @@ class _Inert:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a batch without running anything that the file names, not even numpy."""
+    """Reads a batch without running any code that the file names."""
 
     allowed = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
 

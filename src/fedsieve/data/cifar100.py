@@ -1,4 +1,4 @@
-"""CIFAR-100: 60,000 colour images of 32 x 32 pixels in 100 classes, published in the form of CIFAR-10."""
+"""CIFAR-100: 60,000 colour images of 32 x 32 pixels of 100 classes, published in the form of CIFAR-10."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedsieve.core.traits import Traits
 from fedsieve.data import cifar10
 from fedsieve.data.cifar10 import Release
 from fedsieve.data.dataset import Dataset, RemoteFile
-from fedsieve.types import Traits
 
 RELEASE = Release(
     name="cifar100",
@@ -31,9 +31,9 @@ RELEASE = Release(
 
 @dataclass(frozen=True)
 class CIFAR100:
-    """The 100 fine classes; each channel with mean 0 and deviation 1, shape [3, 32, 32]; the published 50,000 to train.
+    """Images [3, 32, 32] of the 100 fine classes, each channel standardised.
 
-    The published 10,000 are the test set.
+    The published 50,000 for training and 10,000 for testing.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -52,17 +52,17 @@ class CIFAR100:
     }
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """The archive; its unpacked batches do as well."""
+        """The archive; its unpacked batches can take its place."""
         return (RELEASE.archive,)
 
     def verify(self, folder: Path) -> None:
-        """Check the unpacked batches if there, else the archive; raises MissingDataError or CorruptDataError."""
+        """Check the unpacked batches, or the archive without them; raises MissingDataError or CorruptDataError."""
         cifar10.verify(RELEASE, folder)
 
     def fetch(self, folder: Path) -> None:
-        """Download the archive unless it or the batches are there; raises MissingDataError or CorruptDataError."""
+        """Download the archive unless it or its batches exist; raises MissingDataError or CorruptDataError."""
         cifar10.fetch(RELEASE, folder)
 
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the batches below ``folder``, else the archive, fetched if missing; ``generator`` is not used."""
+        """Read the unpacked batches, or the archive, downloaded if missing; ``generator`` is not used."""
         return cifar10.load(RELEASE, folder)

@@ -1,4 +1,4 @@
-"""What a loaded dataset is, and what a class that loads one offers."""
+"""A loaded dataset, the protocol of classes that load one, and transformations that several share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float32, Int, Num, Shaped, UInt8
 from torch import Tensor
 
-from fedsieve.types import ParameterError, Traits
+from fedsieve.core.errors import CorruptDataError, ParameterError
+from fedsieve.core.traits import Traits
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,14 @@ class Dataset:
     """Labelled samples in memory, ready for a model.
 
     Attributes:
-        x_train: Samples: float32 on the dataset's own scale, images channels first; for text int64 token ids.
-        y_train: Classes 0 to ``n_classes - 1``.
-        x_test: Never seen by any client nor by the server's root dataset.
-        y_test: Its classes.
+        x_train: Training samples: float32 on the dataset's own scale, images channels first; int64 token ids of texts.
+        y_train: Their classes, 0 to ``n_classes - 1``.
+        x_test: Test samples, of which neither a client nor the server's root dataset has any.
+        y_test: Their classes.
         n_classes: Number of classes.
-        owners: Which natural client (a person, a device) each training sample comes from, 0 to k - 1; None
-            where the data has none.
-        encode: Raw samples as the dataset's files have them to inputs of the model: images as uint8 [k, height, width,
-            channels], text as a list of strings; None where there is no such form.
+        owners: The natural client (a person, a device) of each training sample, 0 to k - 1; None if the data has none.
+        encode: From raw samples in the form of the dataset's files (images: uint8 [k, height, width, channels]; texts:
+            a list of strings) to inputs of the model; None where there is no such form.
         vocabulary: Words by token id, for text.
     """
 
@@ -47,41 +47,41 @@ class Dataset:
 
 @runtime_checkable
 class Loader(Protocol):
-    """A dataset by name: where its files are and how they are read.
+    """A registered dataset: which files it has and how they are read.
 
-    ``defaults`` are experiment settings that fit this dataset, in the experiment's own words; whatever the user
-    sets wins.
+    ``defaults`` are experiment settings that suit this dataset; settings of the user replace them.
+    ``attack_parameters`` and ``defense_parameters`` in them are parameters by name of the attack or defense.
     """
 
     traits: ClassVar[Traits]
     defaults: ClassVar[Mapping[str, Any]]
 
     def files(self) -> tuple["RemoteFile", ...]:
-        """The original files, or () if the data ships with a dependency."""
+        """The published files; empty if a dependency brings the data or the user does."""
         ...
 
     def verify(self, folder: Path) -> None:
-        """Check what is below ``folder``; raises MissingDataError or CorruptDataError, changes nothing."""
+        """Check the files below ``folder``; raises MissingDataError or CorruptDataError."""
         ...
 
     def fetch(self, folder: Path) -> None:
-        """Download below ``folder`` what is missing or corrupt; raises MissingDataError or CorruptDataError."""
+        """Download missing and corrupt files below ``folder``; raises MissingDataError or CorruptDataError."""
         ...
 
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the files below ``folder``, fetching what is missing; ``generator`` splits what has no split."""
+        """Read the files below ``folder``, downloaded if missing; ``generator`` draws the test set if none is given."""
         ...
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One original file: where it lies below the data folder, where it comes from, what it must contain.
+    """One published file.
 
     Attributes:
-        path: Below the data folder, with forward slashes.
-        urls: Where it is published, tried in order.
-        md5: Published checksum of the file; "" where only its members have one.
-        members: For an archive without a published checksum: the MD5 of each member that is read.
+        path: Path below the data folder, with forward slashes.
+        urls: Addresses, tried in order.
+        md5: Published checksum of the file; "" if only its members have one.
+        members: Of an archive without a published checksum: the MD5 of each member that is read.
     """
 
     path: str
@@ -91,10 +91,10 @@ class RemoteFile:
 
 
 def channels_first(raw: Any, height: int, width: int, channels: int) -> UInt8[Tensor, "k channels height width"]:
-    """Raw images, uint8 [k, height, width, channels] of numpy or torch, with the channels before the pixels.
+    """Raw images, uint8 [k, height, width, channels] of numpy or torch, as [k, channels, height, width].
 
     Raises:
-        ParameterError: If they are of another type or shape.
+        ParameterError: If they have another type or shape.
     """
     wanted = f"images must be uint8 of shape [k, {height}, {width}, {channels}]"
     if not isinstance(raw, np.ndarray | Tensor):
@@ -102,3 +102,30 @@ def channels_first(raw: Any, height: int, width: int, channels: int) -> UInt8[Te
     if raw.dtype not in (np.uint8, torch.uint8) or tuple(raw.shape[1:]) != (height, width, channels):
         raise ParameterError(f"{wanted}, got {str(raw.dtype).removeprefix('torch.')} of shape {list(raw.shape)}")
     return (torch.from_numpy(raw.copy()) if isinstance(raw, np.ndarray) else raw).permute(0, 3, 1, 2)
+
+
+def standardised(
+    numbers: Num[np.ndarray, " N"], train: Int[np.ndarray, " A"], where: str
+) -> Float32[np.ndarray, "N 1"]:
+    """Numbers [N] minus the training rows' mean, divided by their standard deviation; 0 if these are constant.
+
+    Args:
+        numbers: One feature of all rows.
+        train: Training rows.
+        where: Source of the numbers, for the error message.
+
+    Raises:
+        CorruptDataError: If numbers are too large for it.
+
+    >>> standardised(np.array([1.0, 3.0, 5.0]), np.array([0, 1]), "x").tolist()
+    [[-1.0], [1.0], [3.0]]
+    """
+    known = numbers[train]
+    if known.min() == known.max():
+        return np.zeros((len(numbers), 1), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = known.std()
+        result: np.ndarray = ((numbers - known.mean()) / deviation).astype(np.float32)
+    if not (np.isfinite(deviation) and np.isfinite(result).all()):
+        raise CorruptDataError(f"{where} has numbers too large to be standardised")
+    return result.reshape(-1, 1)

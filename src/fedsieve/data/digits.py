@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels, shipped with scikit-learn itself."""
+"""Handwritten digits: 1,797 images of 8 x 8 pixels, which scikit-learn brings along."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from jaxtyping import Float
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 from fedsieve.data.dataset import Dataset, RemoteFile, channels_first
-from fedsieve.types import ParameterError, Traits
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Pixels scaled to [0, 1], shape [1, 8, 8]. A fifth, drawn with the experiment's seed, is the test set."""
+    """Images [1, 8, 8] with pixels in [0, 1]. A fifth, drawn with the experiment's seed, is the test set."""
 
     traits: ClassVar[Traits] = Traits(
         summary="1,797 handwritten digits of 8 x 8 pixels; needs no download",
@@ -29,7 +30,7 @@ class Digits:
     }
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """None: scikit-learn ships the data."""
+        """None: scikit-learn brings the data along."""
         return ()
 
     def verify(self, folder: Path) -> None:

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fedsieve.core.errors import CorruptDataError
+from fedsieve.core.traits import Traits
 from fedsieve.data import store
 from fedsieve.data.dataset import Dataset, RemoteFile, channels_first
-from fedsieve.types import CorruptDataError, Traits
 
 NAME = "fashion-mnist"
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -27,12 +28,12 @@ MD5 = {
 MEAN, STD = 0.2860, 0.3530  # of the training images' pixels in [0, 1]
 FILES = tuple(RemoteFile(f"{NAME}/{name}", (f"{URL}/{name}",), md5) for name, md5 in MD5.items())
 
-_WHITE = round((1 - MEAN) / STD, 4)  # a trigger as bright as a pixel gets
+_WHITE = round((1 - MEAN) / STD, 4)  # a white pixel after standardisation, for triggers
 
 
 @dataclass(frozen=True)
 class FashionMNIST:
-    """Pixels standardised, shape [1, 28, 28]; the published 60,000 to train and 10,000 to test."""
+    """Images [1, 28, 28], standardised; the published 60,000 for training and 10,000 for testing."""
 
     traits: ClassVar[Traits] = Traits(
         summary="70,000 grey images of clothes, 28 x 28 pixels",
@@ -45,7 +46,7 @@ class FashionMNIST:
     }
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """Images and labels, to train and to test."""
+        """Images and labels, for training and for testing."""
         return FILES
 
     def verify(self, folder: Path) -> None:
@@ -54,12 +55,12 @@ class FashionMNIST:
             store.verify(file, folder, dataset=NAME)
 
     def fetch(self, folder: Path) -> None:
-        """Download what is missing or corrupt; raises MissingDataError or CorruptDataError."""
+        """Download missing and corrupt files; raises MissingDataError or CorruptDataError."""
         for file in FILES:
             store.fetch(file, folder, dataset=NAME)
 
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the files below ``folder``, fetching what is missing; ``generator`` is not used."""
+        """Read the files below ``folder``, downloaded if missing; ``generator`` is not used."""
         paths = [store.fetch(file, folder, dataset=NAME) for file in FILES]
         (x, y), (x_test, y_test) = read_pair(paths[0], paths[1]), read_pair(paths[2], paths[3])
         return Dataset(x.sub_(MEAN).div_(STD), y, x_test.sub_(MEAN).div_(STD), y_test, n_classes=10, encode=encode)

@@ -1,4 +1,4 @@
-"""UCI HAR: what 30 people were doing, from the motion sensors of the phones at their waists."""
+"""UCI HAR: activities of 30 people, from the motion sensors of a phone at the waist."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError
+from fedsieve.core.traits import Traits
 from fedsieve.data import store
-from fedsieve.data.dataset import Dataset, RemoteFile
-from fedsieve.types import CorruptDataError, MissingDataError, Traits
+from fedsieve.data.dataset import Dataset, RemoteFile, standardised
 
 NAME = "har"
 FILE = RemoteFile(
@@ -33,12 +34,17 @@ FEATURES, ACTIVITIES, PEOPLE = 561, 6, 30
 
 @dataclass(frozen=True)
 class HAR:
-    """561 features in [-1, 1], as published, of 6 activities; ``owners`` are the 30 people.
+    """561 features of 6 activities; ``owners`` are the 30 people.
 
-    The published split keeps people apart, so all rows are pooled and 70 % of each person's, drawn with the
-    experiment's seed, are training data.
+    The published test set has other people than the training set. Here all rows are pooled, and 70 % of each person's
+    rows, drawn with the experiment's seed, are training data.
+
+    Attributes:
+        standardise: Whether each feature is scaled to mean 0 and variance 1 over the training rows (a constant becomes
+            0), as SkyMask's published code does; else features are as published, in [-1, 1].
     """
 
+    standardise: bool = False
     traits: ClassVar[Traits] = Traits(
         summary="10,299 windows of phone sensor readings by 30 people, 561 features, 6 activities",
         paper="Anguita et al., A Public Domain Dataset for Human Activity Recognition Using Smartphones, ESANN 2013",
@@ -46,11 +52,11 @@ class HAR:
     defaults: ClassVar[Mapping[str, Any]] = {"model": "logistic-regression", "clients": 30, "partition": "natural"}
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """One archive."""
+        """The published archive."""
         return (FILE,)
 
     def verify(self, folder: Path) -> None:
-        """Check the members that are read; raises MissingDataError or CorruptDataError."""
+        """Check the tables in the archive; raises MissingDataError or CorruptDataError."""
         store.verify(FILE, folder, dataset=NAME)
 
     def fetch(self, folder: Path) -> None:
@@ -58,7 +64,7 @@ class HAR:
         store.fetch(FILE, folder, dataset=NAME)
 
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the archive below ``folder``, fetching it if missing; ``generator`` splits each person's rows."""
+        """Read the archive below ``folder``, downloaded if missing; ``generator`` splits each person's rows."""
         try:
             members = store.read_members(FILE, folder)
         except (MissingDataError, CorruptDataError):
@@ -66,11 +72,22 @@ class HAR:
             members = store.read_members(FILE, folder)
         x, y, owners = parse(members)
         train, test = split(owners, generator)
+        if self.standardise:
+            columns = x.T.double().numpy()
+            scaled = [standardised(column, train.numpy(), FILE.path) for column in columns]
+            x = torch.from_numpy(np.concatenate(scaled, axis=1))
         return Dataset(x[train], y[train], x[test], y[test], n_classes=ACTIVITIES, owners=owners[train])
 
 
 def parse(members: Mapping[str, bytes]) -> tuple[Float[Tensor, "N 561"], Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """All rows: features, activities 0 to 5 and people 0 to 29; raises CorruptDataError."""
+    """Features, activities (0 to 5) and people (0 to 29) of all rows, training part first.
+
+    Args:
+        members: Content of each table in the archive, by name.
+
+    Raises:
+        CorruptDataError: If a table has a wrong form or values out of range.
+    """
 
     def numbers(kind: str, dtype: DTypeLike) -> Tensor:
         names = (f"UCI HAR Dataset/{part}/{kind}_{part}.txt" for part in ("train", "test"))
@@ -89,7 +106,7 @@ def parse(members: Mapping[str, bytes]) -> tuple[Float[Tensor, "N 561"], Int[Ten
 
 
 def split(owners: Int[Tensor, " N"], generator: torch.Generator) -> tuple[Int[Tensor, " A"], Int[Tensor, " B"]]:
-    """Rows to train, 70 % of each owner's, rounded, and rows to test; grouped by owner, in the order drawn."""
+    """Training rows, 70 % (rounded) of each owner's, and test rows; grouped by owner, in the order drawn."""
     train, test = [], []
     for owner in sorted(set(owners.tolist())):
         rows = (owners == owner).nonzero().squeeze(1)

@@ -1,6 +1,6 @@
-"""Who holds which training samples: the server's root dataset, and a partition of the rest among the clients.
+"""Which samples are the server's root dataset, and how the others are split among the clients.
 
-Every partition gives disjoint sets of at least one sample each, or raises with the numbers.
+Every partition returns disjoint sets of at least one sample each, or raises.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fedsieve.types import ParameterError, Traits
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 def quotas(total: int, shares: list[float]) -> list[int]:
-    """``total`` split in proportion to ``shares``, in whole numbers that add up (largest remainders)."""
+    """``total`` split in proportion to ``shares``, in integers that sum to it (largest remainders).
+
+    >>> quotas(10, [0.5, 0.28, 0.22])
+    [5, 3, 2]
+    """
     exact = [total * share / sum(shares) for share in shares]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(len(shares)), key=lambda k: (counts[k] - exact[k], k))
@@ -27,7 +32,15 @@ def quotas(total: int, shares: list[float]) -> list[int]:
 def root_indices(
     y: Int[Tensor, " N"], n_classes: int, size: int, bias: float, label: int, generator: torch.Generator
 ) -> Int[Tensor, " size"]:
-    """Samples of the server's root dataset: class ``label`` has the share ``bias``, every other class the same.
+    """Indices of the samples of the server's root dataset.
+
+    Args:
+        y: Classes of all training samples.
+        n_classes: Number of classes.
+        size: Number of root samples.
+        bias: Share of class ``label``, in [0, 1]; all other classes have equal shares of the rest.
+        label: A class.
+        generator: Draws the samples of each class.
 
     Raises:
         ParameterError: If a class has too few samples.
@@ -44,7 +57,7 @@ def root_indices(
 
 @runtime_checkable
 class Partition(Protocol):
-    """Deals samples to clients."""
+    """Splits the samples among the clients."""
 
     traits: ClassVar[Traits]
 
@@ -57,7 +70,18 @@ class Partition(Protocol):
         generator: torch.Generator,
         /,
     ) -> list[Int[Tensor, " k"]]:
-        """Rows of ``y`` of each client; every list is disjoint from the others and not empty."""
+        """Indices into ``y`` of each client's samples: disjoint, none empty.
+
+        Args:
+            y: Classes of the samples.
+            owners: Natural client of each sample, if the data has any.
+            n_clients: Number of clients.
+            n_classes: Number of classes.
+            generator: The only source of randomness.
+
+        Raises:
+            ParameterError: If the samples can't be split among so many clients.
+        """
         ...
 
 
@@ -78,16 +102,17 @@ class IID:
     ) -> list[Int[Tensor, " k"]]:
         """See :class:`Partition`."""
         parts = torch.tensor_split(torch.randperm(len(y), generator=generator), n_clients)
-        return _nobody_empty(list(parts), len(y), "iid")
+        return _none_empty(list(parts), len(y), "iid")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The papers' non-IID split: C groups; a sample of class k joins group k with probability q, else another one.
+    """C groups, one for each class: a sample joins the group of its class with probability q, else another group.
 
-    Fang et al., USENIX Security 2020; FLTrust; SkyMask section IV-A1. Clients are dealt to the groups at random but
-    evenly (each group has n / C of them, up to one), as FLTrust does it, and each group's samples evenly to its
-    clients. q = 1 / C is IID. With fewer clients than classes, some groups have no client and are left out.
+    Fang et al., USENIX Security 2020; FLTrust; SkyMask section IV-A1. Clients are assigned to groups at random and
+    evenly (sizes of groups differ by at most one), as in FLTrust; each group's samples are split evenly among its
+    clients. q = 1 / C is IID. With fewer clients than classes, the groups without a client and their samples are left
+    out.
 
     Attributes:
         q: Degree of non-IID, in [0, 1].
@@ -124,20 +149,20 @@ class Groups:
             clients = dealt[k::n_classes]
             for client, part in zip(clients.tolist(), torch.tensor_split(members, len(clients)), strict=True):
                 parts[client] = part
-        return _nobody_empty(parts, len(y), "groups")
+        return _none_empty(parts, len(y), "groups")
 
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Each class is dealt to the clients in proportions drawn from a Dirichlet distribution.
+    """Each class is split among the clients in proportions drawn from a Dirichlet distribution.
 
     Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
-    2019. In the form of Yurochkin et al. (ICML 2019), which deals by class; drawn again, up to 1,000 times, until
-    every client has ``min_samples``.
+    2019. In the form of Yurochkin et al. (ICML 2019), which draws proportions for each class; drawn again, up to 1,000
+    times, until every client has ``min_samples``.
 
     Attributes:
-        alpha: Concentration; small is far from IID.
-        min_samples: Fewest samples a client may have.
+        alpha: Concentration, positive; the smaller, the farther from IID.
+        min_samples: Fewest samples of a client.
     """
 
     alpha: float = 0.5
@@ -193,7 +218,7 @@ class Dirichlet:
 
 @dataclass(frozen=True)
 class Natural:
-    """Every client is one owner of the data (a person, a device); fewer clients than owners are drawn from them."""
+    """Every client has the samples of one natural client (a person, a device), drawn at random if there are more."""
 
     traits: ClassVar[Traits] = Traits(summary="One client per person or device that the data comes from")
 
@@ -220,7 +245,7 @@ class Natural:
         return [torch.nonzero(owners == name).squeeze(1) for name in names]
 
 
-def _nobody_empty(parts: list[Tensor], n_samples: int, name: str) -> list[Tensor]:
+def _none_empty(parts: list[Tensor], n_samples: int, name: str) -> list[Tensor]:
     empty = sum(len(part) == 0 for part in parts)
     if empty:
         raise ParameterError(

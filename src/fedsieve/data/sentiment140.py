@@ -1,4 +1,4 @@
-"""Sentiment140: 1.6 million tweets of 2009, positive or negative by the emoticon that was cut from them."""
+"""Sentiment140: 1.6 million tweets of 2009, labelled positive or negative by an emoticon that was then removed."""
 
 import csv
 import io
@@ -14,10 +14,11 @@ from typing import IO, Any, ClassVar, Literal
 
 import torch
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.core.traits import Traits
 from fedsieve.data import store
 from fedsieve.data.dataset import Dataset, RemoteFile
 from fedsieve.data.text import Vocabulary
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError, Traits
 
 NAME = "sentiment140"
 ARCHIVE = RemoteFile(
@@ -30,12 +31,12 @@ ARCHIVE = RemoteFile(
 )
 TRAIN, MANUAL = "training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.14.csv"
 CLASSES = {"0": 0, "4": 1}  # negative and positive; "2", neutral, is in the manual test set only
-SHARE = 0.1  # of each user's tweets to test
+SHARE = 0.1  # of each user's tweets, for testing
 
 
 @dataclass(frozen=True, slots=True)
 class Tweet:
-    """What is used of a row."""
+    """The columns of a row that are used."""
 
     polarity: str
     user: str
@@ -44,17 +45,17 @@ class Tweet:
 
 @dataclass(frozen=True)
 class Sentiment140:
-    """Tweets as token ids, shape [length], negative (0) or positive (1); ``owners`` are their authors.
+    """Tweets as token ids [length], negative (0) or positive (1); ``owners`` are their authors.
 
-    Of the 660,000 authors those with the most tweets are kept. Some of these are machines that repeat one complaint,
-    so natural clients differ strongly. The vocabulary comes from the training tweets of all of them.
+    Of the 660,000 authors, those with the most tweets are kept. Some of these are programs that send the same complaint
+    many times, so natural clients differ strongly. The vocabulary is that of all training tweets.
 
     Attributes:
-        users: How many of the authors with the most tweets; ties by name.
-        vocabulary: Token ids; the words that are most frequent in the training tweets.
-        length: Tokens of a tweet that are read.
-        test: ``users`` tests on a tenth of each author's tweets, drawn with the experiment's seed; ``manual`` on the
-            359 tweets that the paper's authors labelled themselves, less the neutral ones.
+        users: Number of authors kept; ties are broken by name.
+        vocabulary: Number of token ids: the most frequent words of the training tweets.
+        length: Number of tokens read from a tweet.
+        test: Test set: with ``users`` a tenth of each author's tweets, drawn with the experiment's seed; with
+            ``manual`` the 359 positive and negative tweets that the paper's authors labelled by hand.
     """
 
     users: int = 100
@@ -82,15 +83,15 @@ class Sentiment140:
             raise ParameterError(f"sentiment140: length must be at least 1, got {self.length}")
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """The archive; its unpacked tables do as well."""
+        """The archive; its unpacked tables can take its place."""
         return (ARCHIVE,)
 
     def verify(self, folder: Path) -> None:
-        """Check the archive's checksum, or every row of the unpacked tables, which have none.
+        """Check the archive's checksum, or every row of the unpacked tables, which have no checksum.
 
         Raises:
-            MissingDataError: If there is neither.
-            CorruptDataError: If what there is is wrong.
+            MissingDataError: If neither exists.
+            CorruptDataError: If the checksum or a row is wrong.
         """
         if unpacked(folder):
             for name in (TRAIN, MANUAL):
@@ -100,16 +101,16 @@ class Sentiment140:
             store.verify(ARCHIVE, folder, dataset=NAME)
 
     def fetch(self, folder: Path) -> None:
-        """Download the archive unless it or the tables are there; raises MissingDataError or CorruptDataError."""
+        """Download the archive unless it or its tables exist; raises MissingDataError or CorruptDataError."""
         if unpacked(folder):
             self.verify(folder)
         else:
             store.fetch(ARCHIVE, folder, dataset=NAME)
 
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the tables below ``folder``, else the archive, fetched if missing; ``generator`` draws the test set.
+        """Read the unpacked tables, or the archive, downloaded if missing; ``generator`` draws the test set.
 
-        The table is read twice, so that only the chosen authors' tweets are ever in memory.
+        The table is read twice, so that only the tweets of the authors that are kept are in memory.
         """
         if not unpacked(folder):
             store.fetch(ARCHIVE, folder, dataset=NAME)
@@ -142,21 +143,29 @@ class Sentiment140:
 
 
 def held_out(n: int) -> int:
-    """How many of a user's ``n`` tweets test: a tenth, rounded, but one at least, unless it is the only one."""
+    """Number of test tweets of a user with ``n`` tweets: a tenth, rounded, at least one; 0 for n = 1.
+
+    >>> [held_out(n) for n in (1, 2, 26)]
+    [0, 1, 3]
+    """
     return max(1, round(SHARE * n)) if n > 1 else 0
 
 
 def unpacked(folder: Path) -> bool:
-    """Whether both tables lie below ``folder`` as they are."""
+    """Whether both tables exist below ``folder``, unpacked."""
     return all((folder / NAME / name).is_file() for name in (TRAIN, MANUAL))
 
 
 def read(folder: Path, name: str) -> Iterator[Tweet]:
-    """The rows of one table, one after the other, from the unpacked file or the archive.
+    """The rows of one table, from the unpacked file or the archive.
+
+    Args:
+        folder: The data folder.
+        name: ``TRAIN`` or ``MANUAL``.
 
     Raises:
-        MissingDataError: If it cannot be opened.
-        CorruptDataError: If it is no such table; names the line.
+        MissingDataError: If the file can't be opened.
+        CorruptDataError: If it is not such a table; names the line.
     """
     path = (folder / NAME / name if unpacked(folder) else folder / ARCHIVE.path).absolute()
     where = str(path) if unpacked(folder) else f"{name} in {path}"

@@ -1,4 +1,4 @@
-"""Where data files live, and how they get there: complete and right, or not at all."""
+"""The data folder: checking and downloading files. A file is put there only if it is complete and correct."""
 
 import hashlib
 import os
@@ -14,25 +14,30 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from fedsieve.core.errors import CorruptDataError, MissingDataError
 from fedsieve.data.dataset import RemoteFile
-from fedsieve.types import CorruptDataError, MissingDataError
 
-ATTEMPTS = 3  # rounds through all addresses
-PAUSE = 1.0  # seconds before the second round; doubles with each
-TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two pieces of an answer
+ATTEMPTS = 3  # times that all addresses are tried
+PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
+TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two parts of a response
 
 
 def data_folder() -> Path:
-    """``$FEDSIEVE_DATA``, or the user's cache folder."""
+    """``$FEDSIEVE_DATA``, or a folder in the user's cache."""
     return Path(os.environ.get("FEDSIEVE_DATA") or pooch.os_cache("fedsieve")).expanduser().absolute()
 
 
 def verify(file: RemoteFile, folder: Path, *, dataset: str = "DATASET") -> None:
-    """Check that ``file`` is below ``folder`` and as published; ``dataset`` is its name in the error.
+    """Check that ``file`` exists below ``folder`` and is as published.
+
+    Args:
+        file: The published file.
+        folder: The data folder.
+        dataset: Name of the dataset, for the error message.
 
     Raises:
-        MissingDataError: It is not there or cannot be read.
-        CorruptDataError: Its checksum is wrong.
+        MissingDataError: If it does not exist or cannot be read.
+        CorruptDataError: If its checksum is wrong.
     """
     if file.members is not None:
         read_members(file, folder, dataset=dataset)
@@ -45,29 +50,35 @@ def verify(file: RemoteFile, folder: Path, *, dataset: str = "DATASET") -> None:
 
 
 def read_members(file: RemoteFile, folder: Path, *, dataset: str = "DATASET") -> dict[str, bytes]:
-    """The members of the zip ``file`` that have a checksum, by name: read and checked in one go.
+    """Content of the zip file's members that have a checksum, by name, checked. Arguments as in :func:`verify`.
 
     Raises:
-        MissingDataError: It is not there or cannot be read.
-        CorruptDataError: It is no zip, lacks a member or has a wrong one.
+        MissingDataError: If the file does not exist or cannot be read.
+        CorruptDataError: If it is not a zip file, or a member is missing or has a wrong checksum.
     """
     path = _present(file, folder, dataset)
     return _checked_members(file, path, str(path))
 
 
 def check_md5(content: bytes, expected: str, what: str) -> None:
-    """Raise :class:`CorruptDataError`, which names ``what``, unless the checksum is right."""
+    """Raise :class:`CorruptDataError`, which names ``what``, unless ``content`` has the MD5 ``expected``."""
     _compare(hashlib.md5(content, usedforsecurity=False).hexdigest(), expected, what)
 
 
 def fetch(file: RemoteFile, folder: Path, *, dataset: str = "DATASET", progress: bool = True) -> Path:
-    """The path of ``file`` below ``folder``, downloaded first if it is missing or corrupt.
+    """The path of ``file`` below ``folder``, after downloading it if it is missing or corrupt.
 
-    The address in ``$FEDSIEVE_MIRROR`` is tried before the published ones. The progress bar shows on a terminal only.
+    The address in ``$FEDSIEVE_MIRROR`` is tried before the published ones.
+
+    Args:
+        file: The published file.
+        folder: The data folder.
+        dataset: Name of the dataset, for the error message.
+        progress: Whether to show a progress bar, if standard error is a terminal.
 
     Raises:
-        MissingDataError: It is not there and cannot be downloaded.
-        CorruptDataError: It is corrupt and cannot be replaced; it stays as it is.
+        MissingDataError: If it does not exist and cannot be downloaded.
+        CorruptDataError: If it is corrupt and cannot be replaced; it is left unchanged.
     """
     path = (folder / file.path).absolute()
     retry = f"`fedsieve data fetch {dataset}` tries again"
@@ -115,7 +126,7 @@ def _checked_members(file: RemoteFile, path: Path, what: str) -> dict[str, bytes
         raise
     except PermissionError as error:
         raise MissingDataError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # a zip can be broken in more ways than zipfile has errors for
+    except Exception as error:  # zipfile documents only some of the errors that a damaged file can cause
         raise CorruptDataError(f"{what} is corrupt: {error or type(error).__name__}".replace("\n", " ")) from None
     return contents
 
@@ -126,7 +137,7 @@ def _compare(found: str, expected: str, what: str) -> None:
 
 
 def _download(file: RemoteFile, path: Path, progress: bool) -> str:
-    """Put the right file at ``path`` and return "", or leave ``path`` alone and return why, in short."""
+    """Download ``file`` to ``path`` and return "", or leave ``path`` unchanged and return the reason."""
     mirror = os.environ.get("FEDSIEVE_MIRROR")
     urls = [f"{mirror.rstrip('/')}/{quote(file.path)}"] if mirror else []
     urls += file.urls
@@ -134,13 +145,13 @@ def _download(file: RemoteFile, path: Path, progress: bool) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"cannot create {path.parent}: {error.strerror}"
-    failures: dict[str, str] = {}  # the last one of each address
+    failures: dict[str, str] = {}  # the last failure of each address
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         for url in urls:
-            # A name of its own, so that two processes never write into one file; in the same folder, so that
-            # the renaming is atomic.
+            # a unique name, so that two processes never write to one file; in the same folder, so that renaming it
+            # is atomic
             part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
             try:
                 _get(url, part, path.name, progress)
@@ -158,7 +169,7 @@ def _download(file: RemoteFile, path: Path, progress: bool) -> str:
 
 
 def _get(url: str, target: Path, name: str, progress: bool) -> None:
-    """Download ``url`` to ``target``, under the title ``name``; raises requests' errors."""
+    """Download ``url`` to ``target``, with ``name`` beside the progress bar; raises requests' errors."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bars:
@@ -166,7 +177,7 @@ def _get(url: str, target: Path, name: str, progress: bool) -> None:
             progressbar=_Bar(bars, name),
             chunk_size=1 << 16,
             timeout=TIMEOUT,
-            headers={"Accept-Encoding": "identity"},  # else a server's "gzip" would be undone, and a .gz unpacked
+            headers={"Accept-Encoding": "identity"},  # otherwise requests would unpack a .gz sent as encoded
         )
         try:
             download(url, str(target), None)
@@ -177,7 +188,7 @@ def _get(url: str, target: Path, name: str, progress: bool) -> None:
 
 
 class _Bar:
-    """What pooch expects of a progress bar, shown by rich."""
+    """The progress bar interface of pooch, on a bar of rich."""
 
     def __init__(self, bars: Progress, name: str) -> None:
         self.bars, self.task = bars, bars.add_task(name, total=None)
@@ -197,11 +208,11 @@ class _Bar:
         self.bars.update(self.task, completed=0)
 
     def close(self) -> None:
-        """Nothing: the bars close with their ``with``."""
+        """Nothing to do: the ``with`` around the bars closes them."""
 
 
 def _in_short(error: Exception) -> str:
-    """Why a download failed, without the library's innards."""
+    """Why a download failed, in a few words."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):

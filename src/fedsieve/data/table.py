@@ -1,10 +1,9 @@
-"""Any file of the user's: a table of comma-separated values, or numpy arrays."""
+"""A table of the user's: a file of comma- or tab-separated values."""
 
 import csv
 import gzip
 import io
 import math
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,34 +16,33 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fedsieve.data.dataset import Dataset, RemoteFile
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.core.traits import Traits
+from fedsieve.data.dataset import Dataset, RemoteFile, standardised
 from fedsieve.data.text import Vocabulary
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError, Traits
+from fedsieve.data.user_files import DEFAULTS, check_share, label_classes, resolved, split
 
 MAX_ONE_HOT = 100  # distinct values of a column that is one-hot encoded
-MAX_CLASSES = 1000  # a label with more is a quantity or a name
-ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # what people write where a number is missing
-
-_DEFAULTS: Mapping[str, Any] = {"model": "logistic-regression", "clients": 30, "partition": "iid"}
+ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # cells that stand for a missing number
 
 
 @dataclass(frozen=True)
 class CSV:
-    """A table in a file: comma-separated, or tab-separated without quotes (.tsv); either gzipped (.gz) or not.
+    """A table in a file: comma-separated, or tab-separated without quotes (.tsv); gzipped (.gz) or not.
 
-    Numeric columns are standardised with the training rows' mean and deviation, and become 0 where these are
-    constant; all others are one-hot encoded, in the order of their sorted values. Classes are the label's values,
-    sorted, numbers by size.
+    Numeric columns are standardised with the mean and standard deviation of the training rows; columns that are
+    constant there become 0. All other columns are one-hot encoded, in the order of their sorted values. Classes are the
+    sorted values of the label; numbers are sorted by size.
 
     Attributes:
-        file: Relative to the current directory.
-        label: Name of the label's column; without a header its number, from 0.
-        text: The one column to learn from, as words; none learns from all columns.
-        client: The column that names the natural client of each row; no feature.
+        file: Path, relative to the current directory.
+        label: Name of the column with the classes; without a header its number, from 0.
+        text: Name of a column of texts, which is then the only feature; "" for all columns.
+        client: Name of the column that identifies the natural client of each row; not a feature.
         header: Whether the first row names the columns.
-        test: Share of the rows, drawn with the experiment's seed, that are the test set.
-        vocabulary: Token ids, with ``text``: the words that are most frequent in the training rows.
-        length: Tokens of a text that are read.
+        test: Share of the rows in the test set, which is drawn with the experiment's seed.
+        vocabulary: Number of token ids, with ``text``: the most frequent words of the training rows.
+        length: Number of tokens read from a text.
     """
 
     file: str = ""
@@ -56,10 +54,10 @@ class CSV:
     vocabulary: int = 5000
     length: int = 32
     traits: ClassVar[Traits] = Traits(summary="Your own table: a file of comma- or tab-separated values")
-    defaults: ClassVar[Mapping[str, Any]] = _DEFAULTS
+    defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
 
     def __post_init__(self) -> None:
-        _check_share("csv", self.test)
+        check_share("csv", self.test)
         if self.vocabulary < 3 or self.length < 1:
             raise ParameterError(
                 f"csv: vocabulary must be at least 3 and length at least 1, got {self.vocabulary} and {self.length}"
@@ -101,7 +99,7 @@ class CSV:
     def _table(self) -> "Table":
         if not self.file:
             raise ParameterError("csv: file is not set; name one, e.g. --set dataset.file=table.csv")
-        table = read_table(_path(self.file), self.header)
+        table = read_table(resolved(self.file), self.header)
         there = ", ".join(table.columns) if len(table.columns) <= 20 else f"{len(table.columns)} columns"
         if not self.label:
             raise ParameterError(f"csv: label is not set; the columns are {there}")
@@ -115,12 +113,12 @@ class CSV:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text.
+    """The cells of a table, as text.
 
     Attributes:
-        path: Where it was read from.
-        columns: Cells by column name.
-        lines: Where in the file each row ends, from 1.
+        path: The file.
+        columns: Cells of each row, by column name.
+        lines: Line of the file on which each row ends, from 1.
     """
 
     path: Path
@@ -128,7 +126,7 @@ class Table:
     lines: Sequence[int]
 
     def filled(self, name: str) -> list[str]:
-        """A column without its outer spaces; raises CorruptDataError if a cell is empty."""
+        """A column, its cells stripped of outer spaces; raises CorruptDataError if a cell is empty."""
         cells = [cell.strip() for cell in self.columns[name]]
         if "" in cells:
             raise CorruptDataError(f"{self.path}, line {self.lines[cells.index('')]}: column {name!r} is empty")
@@ -136,11 +134,15 @@ class Table:
 
 
 def read_table(path: Path, header: bool) -> Table:
-    """All cells of a file; without a header the columns are called 0, 1, ...; blank lines do not count.
+    """All cells of a file, without blank lines.
+
+    Args:
+        path: The file.
+        header: Whether the first row names the columns; without, they are named 0, 1, ...
 
     Raises:
-        MissingDataError: If it cannot be read.
-        CorruptDataError: If it is no table; names the line.
+        MissingDataError: If the file cannot be read.
+        CorruptDataError: If it is not a table; names the line.
     """
     name = path.name.lower().removesuffix(".gz")
     rows: list[list[str]] = []
@@ -174,20 +176,30 @@ def read_table(path: Path, header: bool) -> Table:
 
 
 def classes(table: Table, label: str) -> tuple[Int[Tensor, " N"], int]:
-    """The class of each row, and how many there are; raises CorruptDataError or ParameterError."""
+    """The class of each row, and the number of classes.
+
+    Raises:
+        CorruptDataError: If a cell of the column is empty.
+        ParameterError: If there are too few or too many classes.
+    """
     cells: Sequence[Any] = table.filled(label)
     numbers = [_number(cell) for cell in cells]
     if all(math.isfinite(number) for number in numbers):
         cells = numbers
-    return _classes("csv", f"label {label!r}", cells)
+    return label_classes("csv", f"label {label!r}", cells)
 
 
 def features(table: Table, name: str, train: Int[Tensor, " A"]) -> np.ndarray:
-    """One column as float32 features [N, k]: standardised numbers, or one feature per distinct value.
+    """One column as float32 features [N, k]: standardised numbers (k = 1), or one feature per distinct value.
+
+    Args:
+        table: The table.
+        name: Name of the column.
+        train: Rows that decide mean and standard deviation.
 
     Raises:
-        CorruptDataError: If it has numbers but a cell of it is empty or not finite.
-        ParameterError: If it has too many distinct values.
+        CorruptDataError: If a cell of a column of numbers is empty or not finite.
+        ParameterError: If a column of other values has more than ``MAX_ONE_HOT`` distinct ones.
     """
     cells = [cell.strip() for cell in table.columns[name]]
     numbers = np.array([_number(cell) for cell in cells])
@@ -209,165 +221,8 @@ def features(table: Table, name: str, train: Int[Tensor, " A"]) -> np.ndarray:
     return np.eye(len(values), dtype=np.float32)[codes]
 
 
-def standardised(numbers: np.ndarray, train: np.ndarray, where: str) -> np.ndarray:
-    """Numbers less the training rows' mean, by their deviation, as [N, 1]; 0 if the training rows are constant."""
-    known = numbers[train]
-    if known.min() == known.max():
-        return np.zeros((len(numbers), 1), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        deviation = known.std()
-        result: np.ndarray = ((numbers - known.mean()) / deviation).astype(np.float32)
-    if not (np.isfinite(deviation) and np.isfinite(result).all()):
-        raise CorruptDataError(f"{where} has numbers too large to be standardised")
-    return result.reshape(-1, 1)
-
-
-@dataclass(frozen=True)
-class NPZ:
-    """Arrays in an ``.npz`` file of numpy: ``x`` [N, ...] and ``y`` [N], as they are (images channels first).
-
-    Classes are the distinct integers of y, sorted. Optional arrays: ``clients`` [N] names each row's natural client;
-    ``x_test`` and ``y_test`` are the test set; with ``tokens``, ``vocabulary`` holds the words by token id.
-
-    Attributes:
-        file: Relative to the current directory.
-        test: Share of the rows, drawn with the experiment's seed, that are the test set, if the file has none.
-        tokens: Whether x holds token ids [N, length], 0 for padding at the end; all other x become float32.
-    """
-
-    file: str = ""
-    test: float = 0.2
-    tokens: bool = False
-    traits: ClassVar[Traits] = Traits(summary="Your own numpy arrays: x and y in an .npz file")
-    defaults: ClassVar[Mapping[str, Any]] = _DEFAULTS
-
-    def __post_init__(self) -> None:
-        _check_share("npz", self.test)
-
-    def files(self) -> tuple[RemoteFile, ...]:
-        """None: the file is the user's."""
-        return ()
-
-    def verify(self, folder: Path) -> None:
-        """Read the arrays; raises ParameterError, MissingDataError or CorruptDataError. ``folder`` is not used."""
-        self._arrays()
-
-    def fetch(self, folder: Path) -> None:
-        """As :meth:`verify`: nothing can be fetched."""
-        self._arrays()
-
-    def load(self, folder: Path, generator: torch.Generator) -> Dataset:
-        """Read the arrays; ``generator`` draws the test set if there is none, ``folder`` is not used."""
-        arrays = self._arrays()
-        n, x, y = len(arrays["y"]), arrays["x"], arrays["y"]
-        if "x_test" in arrays:
-            x, y = np.concatenate([x, arrays["x_test"]]), np.concatenate([y, arrays["y_test"]])
-            train, test = torch.arange(n), torch.arange(n, len(y))
-        else:
-            train, test = split("npz", n, self.test, generator)
-        labels, n_classes = _classes("npz", "y", y)
-        inputs = torch.from_numpy(x.astype(np.int64 if self.tokens else np.float32))
-        owners, vocabulary = None, tuple[str, ...]()
-        if "clients" in arrays:
-            owners = torch.from_numpy(np.unique(arrays["clients"][train.numpy()], return_inverse=True)[1])
-        if self.tokens:
-            vocabulary = tuple(map(str, arrays.get("vocabulary", range(int(x.max()) + 1))))
-            if int(x.max()) >= len(vocabulary):
-                raise CorruptDataError(
-                    f"{_path(self.file)}: x has token {int(x.max())}, its vocabulary {len(vocabulary)} words"
-                )
-        return Dataset(
-            inputs[train], labels[train], inputs[test], labels[test], n_classes, owners, vocabulary=vocabulary
-        )
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        if not self.file:
-            raise ParameterError("npz: file is not set; name one, e.g. --set dataset.file=arrays.npz")
-        return read_arrays(_path(self.file), self.tokens)
-
-
-def read_arrays(path: Path, tokens: bool) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, those that are used, checked.
-
-    Raises:
-        MissingDataError: If it cannot be read.
-        CorruptDataError: If it is no such file; names the array.
-    """
-    try:
-        with path.open("rb") as raw:  # numpy leaves a broken file open
-            found = np.load(raw, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            wanted = ("x", "y", "x_test", "y_test", "clients", "vocabulary")
-            with found:
-                arrays = {name: found[name] for name in wanted if name in found.files}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptDataError(f"{path} is not a whole .npz file without pickles: {error}".replace("\n", " ")) from None
-    except OSError as error:
-        raise MissingDataError(f"{path} cannot be read: {error.strerror or error}") from None
-    for x, y in (("x", "y"), ("x_test", "y_test")):
-        if (x in arrays) != (y in arrays) or "x" not in arrays:
-            raise CorruptDataError(
-                f"{path} must have arrays x and y, and x_test and y_test or neither; it has {', '.join(arrays)}"
-            )
-        if x in arrays:
-            _check_pair(path, arrays, x, y, tokens)
-    for name, shape in (("clients", arrays["y"].shape), ("vocabulary", None)):
-        if name in arrays and (arrays[name].ndim != 1 or (shape and arrays[name].shape != shape)):
-            raise CorruptDataError(
-                f"{path}: {name} has shape {list(arrays[name].shape)}, expected {list(shape or '?')}"
-            )
-    if "x_test" in arrays and arrays["x_test"].shape[1:] != arrays["x"].shape[1:]:
-        raise CorruptDataError(
-            f"{path}: x has samples of shape {list(arrays['x'].shape[1:])}, "
-            f"x_test of shape {list(arrays['x_test'].shape[1:])}"
-        )
-    return arrays
-
-
-def _check_pair(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str, tokens: bool) -> None:
-    samples, labels = arrays[x], arrays[y]
-    if labels.dtype.kind not in "iub" or labels.ndim != 1:
-        raise CorruptDataError(f"{path}: {y} must be integers [N], got {labels.dtype} of shape {list(labels.shape)}")
-    if samples.dtype.kind not in ("iu" if tokens else "iubf") or samples.ndim < 2 or (tokens and samples.ndim > 2):
-        expected = "integers [N, length]" if tokens else "numbers [N, ...] of at least two dimensions"
-        raise CorruptDataError(f"{path}: {x} must be {expected}, got {samples.dtype} of shape {list(samples.shape)}")
-    if len(samples) != len(labels) or not samples.size:
-        raise CorruptDataError(f"{path}: {x} has shape {list(samples.shape)}, {y} has {len(labels)} labels")
-    with np.errstate(over="ignore"):
-        if not (tokens or np.isfinite(samples.astype(np.float32)).all()):
-            raise CorruptDataError(f"{path}: {x} has a value that is not finite in float32")
-    if tokens and samples.min() < 0:
-        raise CorruptDataError(f"{path}: {x} has token {samples.min()}, but token ids begin with 0")
-
-
-def split(name: str, n: int, share: float, generator: torch.Generator) -> tuple[Int[Tensor, " A"], Int[Tensor, " B"]]:
-    """Rows to train and rows to test, each in the order drawn; raises ParameterError if there are too few rows."""
-    if n < 2:
-        raise ParameterError(f"{name}: {n} rows can't be split into training and test rows")
-    cut = min(max(1, round(share * n)), n - 1)
-    order = torch.randperm(n, generator=generator)
-    return order[cut:], order[:cut]
-
-
-def _classes(name: str, what: str, values: Any) -> tuple[Int[Tensor, " N"], int]:
-    distinct, codes = np.unique(values, return_inverse=True)
-    if not 2 <= len(distinct) <= MAX_CLASSES:
-        raise ParameterError(f"{name}: {what} has {len(distinct)} distinct values; classes must be 2 to {MAX_CLASSES}")
-    return torch.from_numpy(codes.astype(np.int64)), len(distinct)
-
-
 def _number(cell: str) -> float:
     try:
         return float(cell)
     except ValueError:
         return math.nan
-
-
-def _path(file: str) -> Path:
-    return Path(file).expanduser().absolute()
-
-
-def _check_share(name: str, test: float) -> None:
-    if not 0 < test < 1:
-        raise ParameterError(f"{name}: test must be above 0 and below 1, got {test}")

@@ -1,4 +1,4 @@
-"""Short texts, such as tweets, as rows of token ids."""
+"""Short texts, such as tweets, to rows of token ids."""
 
 import re
 from collections import Counter
@@ -11,39 +11,50 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fedsieve.types import ParameterError
+from fedsieve.core.errors import ParameterError
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
 LINK, NAME = "<url>", "<user>"  # as in the GloVe vectors made from tweets
 
-# links, @names, words with their clitics apart as in the Penn Treebank (do n't, it 's), single other characters
+# links, @names, words with clitics split off as in the Penn Treebank (do n't, it 's), single other characters
 _TOKENS = re.compile(
     r"(?P<link>(?:https?://|www\.)\S+)|(?P<name>@\w+)|\w+?(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]"
 )
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, punctuation apart; a token each stands for links and @names."""
+    """The tokens of a text: words in lower case, punctuation marks, one token for all links and one for all @names.
+
+    >>> words("It's @ann's photo: https://x.org/1")
+    ['it', "'s", '<user>', "'s", 'photo', ':', '<url>']
+    """
     plain = unescape(text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return [LINK if m["link"] else NAME if m["name"] else m[0] for m in _TOKENS.finditer(plain)]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words by token id: 0 pads, 1 stands for every word that is not here.
+    """Words by token id; 0 is padding and 1 is any unknown word.
 
     Attributes:
-        words: The first two are names for padding and unknown words, which no text contains.
+        words: Padding, unknown, then the words.
     """
 
     words: tuple[str, ...]
 
     @classmethod
     def of(cls, texts: Sequence[str], size: int) -> "Vocabulary":
-        """The most frequent words of ``texts``, ties in alphabetical order; ``size`` ids with the first two.
+        """The most frequent words of ``texts``, ties in alphabetical order.
+
+        Args:
+            texts: Texts.
+            size: Number of ids, padding and unknown words included; fewer if the texts have fewer words.
 
         Raises:
-            ParameterError: If ``size`` leaves no room for a word.
+            ParameterError: If ``size`` is less than 3.
+
+        >>> Vocabulary.of(["a b b", "b c"], 4).words
+        ('<pad>', '<unk>', 'b', 'a')
         """
         if size < 3:
             raise ParameterError(f"vocabulary must have at least 3 words (two are padding and unknown), got {size}")
@@ -52,10 +63,13 @@ class Vocabulary:
         return cls((PADDING, UNKNOWN, *frequent))
 
     def encode(self, texts: Any, length: int) -> Int[Tensor, "k length"]:
-        """The first ``length`` words of each text as ids, padded at the end; an empty text is one unknown word.
+        """The ids of the first ``length`` tokens of each text, padded at the end; an empty text is one unknown word.
 
         Raises:
-            ParameterError: If ``texts`` is no list of strings.
+            ParameterError: If ``texts`` is not a list of strings.
+
+        >>> Vocabulary.of(["a b b", "b c"], 4).encode(["b d a a", ""], 3).tolist()
+        [[2, 1, 3], [1, 0, 0]]
         """
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise ParameterError(f"texts must be a list of strings, got {_kind(texts)}")

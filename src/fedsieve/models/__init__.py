@@ -1,1 +1,1 @@
-"""Models, as functions of a flat vector."""
+"""Model architectures, any module as functions of a flat vector, and losses."""

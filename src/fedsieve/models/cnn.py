@@ -5,7 +5,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsieve.types import ParameterError, Traits
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 class CNN(nn.Module):
@@ -46,5 +47,9 @@ class CNN(nn.Module):
 
 
 def _pooled(side: int) -> int:
-    """What two valid 3x3 convolutions with 2x2 pooling leave of ``side`` pixels."""
+    """Pixels of a side of ``side`` pixels after two unpadded 3x3 convolutions, each with 2x2 pooling.
+
+    >>> _pooled(28)
+    5
+    """
     return ((side - 2) // 2 - 2) // 2

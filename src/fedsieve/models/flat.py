@@ -1,10 +1,10 @@
 """Any ``nn.Module`` as functions of one flat vector.
 
-What happens to BatchNorm's statistics, decided here once: running means and variances travel in the vector, after
-all parameters, so a client's update carries them and a defense sees them; the integer counter ``num_batches_tracked``
-does not. Training normalises with the batch's own statistics and moves the running ones; so does the server's
-gradient on its root data, except that there the running ones stay and have gradient zero. Evaluation normalises
-with the running ones.
+BatchNorm: running means and variances are part of the vector, after all parameters, so they are part of a client's
+update and a defense sees them; the integer counter ``num_batches_tracked`` is not. Training normalises with the
+statistics of the batch and updates the running ones. :meth:`FlatModel.gradient` normalises in the same way, but leaves
+the running statistics unchanged; their gradient is 0. Evaluation normalises with the running statistics. So does
+training in a layer that gets a single value per channel (one sample, one pixel), which has no variance.
 """
 
 import copy
@@ -19,10 +19,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedsieve.losses import LOSSES, Loss
-from fedsieve.types import Layout, ParameterError
+from fedsieve.core.defense import Loss
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.layout import Layout
+from fedsieve.models.losses import LOSSES
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _without_variance(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Before a BatchNorm layer runs: evaluation mode for a single value per channel, with which torch can't train.
+
+    :meth:`FlatModel.training_loss` sets all layers to training mode again.
+    """
+    if layer.training and inputs[0].numel() == inputs[0].shape[1]:
+        layer.eval()
 
 
 def build_module(
@@ -33,9 +44,16 @@ def build_module(
     parameters: Mapping[str, Any],
     vocabulary: tuple[str, ...] = (),
 ) -> nn.Module:
-    """A module with weights drawn from ``generator``; the global generator is left as it was.
+    """A module with initial weights drawn from ``generator``; torch's global generator is left unchanged.
 
-    Of the data's ``input_shape``, ``n_classes`` and ``vocabulary``, the factory gets what it has an argument for.
+    Args:
+        factory: Called with those of ``input_shape``, ``n_classes`` and ``vocabulary`` that are arguments of it, and
+            with ``parameters``.
+        input_shape: Shape of one sample.
+        n_classes: Number of classes.
+        generator: Seeds the initialisation.
+        parameters: The model's own parameters.
+        vocabulary: Words by token id, for text.
     """
     offered = {"input_shape": input_shape, "n_classes": n_classes, "vocabulary": vocabulary}
     wanted = {k: v for k, v in offered.items() if k in inspect.signature(factory).parameters}
@@ -46,10 +64,10 @@ def build_module(
 
 @dataclass(frozen=True)
 class FlatModel:
-    """A module's architecture, without weights of its own.
+    """A module's architecture. Its functions take the weights as a vector.
 
     Attributes:
-        module: Used for its structure only; its own tensors are never read nor written.
+        module: Gives the structure; its own tensors are neither read nor written.
         layout: Where each tensor lies in the vector.
     """
 
@@ -70,6 +88,7 @@ class FlatModel:
                 if layer.momentum is None:
                     raise ParameterError("BatchNorm with momentum=None averages over a count; give it a momentum")
                 layer.num_batches_tracked = None
+                layer.register_forward_pre_hook(_without_variance)
         parameters = {k: p.detach() for k, p in module.named_parameters() if p.requires_grad}
         frozen = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
         buffers = dict(module.named_buffers())
@@ -91,12 +110,12 @@ class FlatModel:
 
     @property
     def convolves(self) -> bool:
-        """Whether it has two-dimensional convolutions, for which a CPU prefers channels last."""
+        """Whether it has two-dimensional convolutions, which are faster on a CPU with channels last."""
         return any(isinstance(layer, nn.Conv2d) for layer in self.module.modules())
 
     @property
     def recurrent(self) -> bool:
-        """Whether it has recurrent layers, for which torch can't batch several clients' weights."""
+        """Whether it has recurrent layers, which ``torch.func.vmap`` can't run with several clients' weights."""
         return any(isinstance(layer, nn.RNNBase) for layer in self.module.modules())
 
     @property
@@ -107,7 +126,12 @@ class FlatModel:
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
     def logits(self, flat: Float[Tensor, " d"], x: Tensor) -> Float[Tensor, "k c"]:
-        """Evaluation: running statistics, no dropout, no gradient."""
+        """Outputs in evaluation mode (running statistics, no dropout), without gradient.
+
+        Args:
+            flat: The model, [d].
+            x: Samples [k, *input_shape].
+        """
         self.module.eval()
         with torch.no_grad():
             return functional_call(self.module, self.tensors(flat), (self.arrange(x),))  # type: ignore[no-any-return]
@@ -120,28 +144,36 @@ class FlatModel:
         y: Int[Tensor, " k"],
         loss: Loss = LOSSES["cross-entropy"],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A loss (by default the mean cross-entropy) in training mode, and the running statistics after this batch."""
+        """A loss in training mode, and the running statistics after this batch.
+
+        Args:
+            parameters: Parameters by name.
+            statistics: All other tensors of the model by name; unchanged.
+            x: Samples [k, *input_shape].
+            y: Classes [k].
+            loss: Function of logits [k, c] and classes [k]; mean cross-entropy by default.
+        """
         self.module.train()
-        moved = {name: tensor.clone() for name, tensor in statistics.items()}  # the module writes into these
+        moved = {name: tensor.clone() for name, tensor in statistics.items()}  # written in place by the module
         output = functional_call(self.module, {**parameters, **moved}, (x,))
         return loss(output, y), moved
 
     def gradient_and_statistics(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
     ) -> tuple[Float[Tensor, " p"], Float[Tensor, " r"]]:
         """Gradient of the training loss, and the running statistics after this batch."""
-        _, gradient, statistics = self._backward(flat, x, y)
+        _, gradient, statistics = self._backward(flat, x, y, loss)
         return gradient, torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
 
     def gradient(
         self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
-        """Training loss and its gradient with respect to ``flat``; statistics stay, their gradient is 0."""
+        """Training loss and its gradient with respect to ``flat``, which is 0 at the running statistics."""
         value, gradient, _ = self._backward(flat, x, y, loss)
         return value, torch.cat([gradient, flat.new_zeros(len(flat) - len(gradient))])
 
     def loss(self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
-        """Training loss alone."""
+        """Training loss (mean cross-entropy), without gradient."""
         with torch.no_grad():
             return self.training_loss(*self.split(self.tensors(flat)), self.arrange(x), y)[0]
 
@@ -156,22 +188,22 @@ class FlatModel:
         return value.detach(), torch.cat([g.reshape(-1) for g in gradients]), moved
 
     def split(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Parameters and statistics of an unflattened vector."""
+        """The parameters and the other tensors (running statistics, frozen weights) of an unflattened vector."""
         n = self.layout.n_parameters
         names = {s.name for s in self.layout.segments if s.start < n}
         return {k: t for k, t in tensors.items() if k in names}, {k: t for k, t in tensors.items() if k not in names}
 
     def tensors(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
-        """:meth:`Layout.unflatten`, with convolution weights arranged as the processor likes them."""
+        """:meth:`Layout.unflatten`; of a single vector, convolution weights are rearranged by :meth:`arrange`."""
         tensors = self.layout.unflatten(flat)
         if flat.dim() == 1 and self.convolves:
             return {name: self.arrange(tensor) for name, tensor in tensors.items()}
         return tensors
 
     def arrange(self, x: Tensor) -> Tensor:
-        """``x`` channels last if it is four-dimensional and on a CPU: convolutions run twice as fast."""
+        """``x`` in channels-last memory if it is four-dimensional and on a CPU: convolutions run twice as fast."""
         if x.dim() != 4 or x.device.type != "cpu" or not self.convolves:
             return x
-        # with one channel both orders are the same in memory, and torch keeps the strides that say otherwise
+        # with one channel both orders are the same in memory, and torch would keep the strides of the other one
         _, c, h, w = x.shape
         return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, (h * w * c, 1, w * c, c))

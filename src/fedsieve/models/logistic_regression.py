@@ -5,14 +5,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedsieve.types import Traits
+from fedsieve.core.traits import Traits
 
 
 class LogisticRegression(nn.Module):
-    """One linear layer on the flattened sample; starts from zero, which is best for a convex loss.
+    """One linear layer on the flattened sample. All weights start at 0, which suits a convex loss.
 
     Args:
-        input_shape: Any.
+        input_shape: Shape of one sample, any.
         n_classes: Outputs.
     """
 

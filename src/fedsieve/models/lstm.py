@@ -10,23 +10,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fedsieve.types import CorruptDataError, MissingDataError, ParameterError, Traits
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.core.traits import Traits
 
 
 class LSTM(nn.Module):
-    """Classifies a text by the LSTM's output at its last word.
+    """Word vectors, LSTM layers, and one linear layer on the LSTM's output at the last word of the text.
 
-    The federated tweet classifier of the literature (two layers of 200 on GloVe's 300-dimensional vectors) is
-    ``embedding=300, hidden=200, glove=glove.6B.300d.txt``, with ``freeze=true`` if the vectors are not trained.
+    Usual in the literature for tweets (two layers of 200 units on GloVe's 300-dimensional vectors): ``embedding=300,
+    hidden=200, glove=glove.6B.300d.txt``, and ``freeze=true`` where the vectors are not trained.
 
     Args:
         n_classes: Outputs.
-        vocabulary: Words by token id; the first one pads texts at the end.
+        vocabulary: Words by token id; id 0 is padding, at the end of texts.
         embedding: Size of a word's vector.
         hidden: Units of each LSTM layer.
-        layers: LSTM layers.
-        glove: A text file of word vectors, a word and its numbers per line; the words in it start from these.
-        freeze: Whether the word vectors stay as they are.
+        layers: Number of LSTM layers.
+        glove: Path of a text file with the initial vectors of words, a word and its numbers per line; "" for random
+            ones. Words that are not in it start with random vectors.
+        freeze: Whether word vectors are not trained.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -64,18 +66,23 @@ class LSTM(nn.Module):
         self.fc = nn.Linear(hidden, n_classes)
 
     def forward(self, x: Int[Tensor, "k length"]) -> Float[Tensor, "k c"]:
-        """Logits of token ids; what stands after a text's last word changes nothing."""
+        """Logits of texts, given as token ids; padding has no influence."""
         outputs, _ = self.lstm(self.embedding(x))
         last = (x != 0).sum(dim=1).sub(1).clamp(min=0)
         return self.fc(outputs[torch.arange(len(x), device=x.device), last])  # type: ignore[no-any-return]
 
 
 def read_glove(path: Path, vocabulary: tuple[str, ...], size: int) -> dict[int, Float[Tensor, " size"]]:
-    """The vectors of the words that are in the file, by token id; padding and unknown words have none.
+    """Word vectors from a text file, by token id, of the vocabulary's words that are in it.
+
+    Args:
+        path: The file: a word and its numbers per line, separated by spaces.
+        vocabulary: Words by token id; ids 0 and 1 are padding and unknown words, which get no vector.
+        size: Size of a vector.
 
     Raises:
-        MissingDataError: If the file is not there.
-        ParameterError: If its vectors are of another size.
+        MissingDataError: If the file can't be read.
+        ParameterError: If its vectors have another size.
         CorruptDataError: If a line is not a word and its numbers; names the line.
     """
     ids = {word: k for k, word in enumerate(vocabulary) if k > 1}

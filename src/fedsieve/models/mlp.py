@@ -6,14 +6,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedsieve.types import ParameterError, Traits
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them, on the flattened sample.
 
     Args:
-        input_shape: Any.
+        input_shape: Shape of one sample, any.
         n_classes: Outputs.
         hidden: Units of each hidden layer.
     """

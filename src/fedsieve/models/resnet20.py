@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsieve.types import ParameterError, Traits
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.traits import Traits
 
 
 class _Block(nn.Module):

@@ -1,1 +1,1 @@
-"""From records to tables and figures; runs nothing."""
+"""Tables, figures and a page from records; runs nothing."""

@@ -1,4 +1,4 @@
-"""Runs as a report sees them: finished or not, failed, broken; whatever is wrong with one is told, not thrown."""
+"""Reads run directories, finished, unfinished, failed or broken; problems are listed, not raised."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsieve.experiment import Component, Experiment
-from fedsieve.metrics import summarize
-from fedsieve.registry import complete
-from fedsieve.registry import load as load_class
-from fedsieve.runs import RunDirectory
-from fedsieve.types import FedSieveError, ParameterError, RoundRecord
+from fedsieve.config.experiment import Experiment
+from fedsieve.config.registry import complete
+from fedsieve.config.registry import load as load_class
+from fedsieve.config.settings import Component
+from fedsieve.core.errors import FedSieveError, ParameterError
+from fedsieve.core.metrics import summarize
+from fedsieve.core.records import RoundRecord
+from fedsieve.runs.directory import RunDirectory
 
 _NUMBERS = ("test_accuracy", "test_loss", "attack_success_rate", "attack_success_rate_all")
 _RATES = ("false_positive_rate", "false_negative_rate")
@@ -23,10 +25,10 @@ class Run:
     """One run directory.
 
     Attributes:
-        path: Where it is.
-        experiment: What was asked for; None if that can't be read.
-        records: Rounds that are there, numbers that are none taken out.
-        problems: What is wrong with it, one line each; nothing if it is finished and whole.
+        path: The directory.
+        experiment: Its settings; None if they can't be read.
+        records: The rounds played so far; numbers that are not finite are replaced by None.
+        problems: What is wrong with it, one line each; empty for a finished run without errors.
     """
 
     path: Path
@@ -36,29 +38,29 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are there."""
+        """Whether all rounds have been played."""
         return self.experiment is not None and len(self.records) == self.experiment.rounds
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """:func:`fedsieve.metrics.summarize` of the records, and of none too."""
+        """:func:`fedsieve.core.metrics.summarize` of the records."""
         return summarize(self.records)
 
     @cached_property
     def attack(self) -> str:
-        """Its name, and what is not usual about it; "" without settings, as the next two."""
+        """Name of the attack, and its parameters that differ from the defaults; "" without settings."""
         e = self.experiment
         return "" if e is None else component("attack", e.attack, e.dataset.name)
 
     @cached_property
     def defense(self) -> str:
-        """The same of the defense."""
+        """Name of the defense, and its parameters that differ from the defaults; "" without settings."""
         e = self.experiment
         return "" if e is None else component("defense", e.defense, e.dataset.name)
 
     @cached_property
     def setting(self) -> dict[str, str]:
-        """All that attack, defense and seed do not say, as words."""
+        """All settings but attack, defense and seed, as text; empty without settings."""
         return {} if self.experiment is None else setting(self.experiment)
 
 
@@ -66,7 +68,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
     """The runs in these directories, each a run directory, its records file, or a folder of run directories.
 
     Raises:
-        FedSieveError: If there is none at all.
+        ParameterError: If there is none.
     """
     found = sorted({folder for path in paths for folder in _folders(path)})
     if not found:
@@ -93,7 +95,7 @@ def _read(folder: Path) -> Run:
     records: tuple[RoundRecord, ...] = ()
     if (folder / "error.txt").exists():
         text = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
-        problems.append(f"failed: {text.splitlines()[-1] if text else 'without a word'}")
+        problems.append(f"failed: {text.splitlines()[-1] if text else 'no message'}")
     try:
         experiment = Experiment.read(folder / "experiment.yaml")
     except FedSieveError as error:
@@ -105,11 +107,11 @@ def _read(folder: Path) -> Run:
     whole = tuple(_finite(record) for record in records)
     bad = sum(a != b for a, b in zip(records, whole, strict=True))
     if bad:
-        problems.append(f"{bad} of {len(records)} rounds hold a number that is none, and are taken without it")
+        problems.append(f"{bad} of {len(records)} rounds have numbers that are not finite; these are left out")
     if experiment and not problems and len(records) < experiment.rounds:
         problems.append(f"unfinished: {len(records)} of {experiment.rounds} rounds")
     elif experiment and len(records) > experiment.rounds:
-        problems.append(f"{len(records)} rounds where {experiment.rounds} were asked for")
+        problems.append(f"{len(records)} rounds, more than the {experiment.rounds} of the settings")
     return Run(folder, experiment, whole, tuple(problems))
 
 
@@ -122,20 +124,20 @@ def _finite(record: RoundRecord) -> RoundRecord:
     return replace(record, **wrong) if wrong else record  # type: ignore[arg-type]
 
 
-# --- What tells one run from another ------------------------------------------------------------------------
+# --- Settings as text -------------------------------------------------------------------------------------
 
 
 def component(kind: str, value: Component, dataset: str = "") -> str:
-    """A name, and the parameters that are not the usual ones, for this dataset or at all."""
+    """A component's name, and its parameters that differ from the defaults for this dataset."""
     given = getattr(load_class("datasets", dataset), "defaults", {}) if dataset else {}
-    usual = complete(f"{kind}s", value.name, {}, given.get(f"{kind}_parameters"))
-    differing = {k: v for k, v in value.parameters.items() if k not in usual or v != usual[k]}
+    default = complete(f"{kind}s", value.name, {}, given.get(f"{kind}_parameters"))
+    differing = {k: v for k, v in value.parameters.items() if k not in default or v != default[k]}
     said = ", ".join(f"{k}={v}" for k, v in differing.items())
     return f"{value.name} ({said})" if said else value.name
 
 
 def setting(experiment: Experiment) -> dict[str, str]:
-    """All that a table's rows, columns and seeds do not say, as words."""
+    """All settings but attack, defense and seed, as text; of the last three sections, what is not the default."""
     e = experiment
     found = {
         "dataset": component("dataset", e.dataset),
@@ -148,18 +150,18 @@ def setting(experiment: Experiment) -> dict[str, str]:
         "clients per round": str(e.clients_per_round),
     }
     for section in ("local", "server", "root"):
-        usual = type(getattr(e, section))()
-        values, defaults = getattr(e, section).model_dump(), usual.model_dump()
+        default = type(getattr(e, section))()
+        values, defaults = getattr(e, section).model_dump(), default.model_dump()
         found |= {f"{section} {k}": str(v) for k, v in values.items() if v != defaults[k]}
     return found
 
 
 def title(found: Mapping[str, str], keys: Sequence[str]) -> str:
-    """A setting in a line, as far as these keys go."""
-    return ", ".join(found[key] if key == "dataset" else f"{key} {found.get(key, 'usual')}" for key in keys)
+    """The values of these keys in one line."""
+    return ", ".join(found[key] if key == "dataset" else f"{key} {found.get(key, 'default')}" for key in keys)
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys in which these settings are not all alike; the dataset always."""
+    """Keys whose values differ between settings; the dataset always."""
     keys = dict.fromkeys(key for found in settings for key in found)
-    return [key for key in keys if key == "dataset" or len({found.get(key, "usual") for found in settings}) > 1]
+    return [key for key in keys if key == "dataset" or len({found.get(key, "default") for found in settings}) > 1]

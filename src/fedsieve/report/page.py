@@ -1,4 +1,7 @@
-"""One self-contained page to browse runs: no network, no server, all data inside."""
+"""One self-contained HTML file to browse runs; it needs no network and no server.
+
+The files in ``html/`` are joined: template, style, scripts, and the data as JSON.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,15 +10,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fedsieve.core.records import RoundRecord
 from fedsieve.report.load import Run, differing
 from fedsieve.report.tables import problems
 from fedsieve.report.text import as_command
-from fedsieve.types import RoundRecord
 
-# What scatter plots may take of the page, in characters, and at most how many of one run's rounds are in it.
+# Scatter plots: at most so many characters of the page, and so many rounds of a run.
 _SCATTER_BUDGET = 12_000_000
 _SCATTER_ROUNDS = 60
 _CURVE_POINTS = 200
+_SCRIPTS = ("common.js", "overview.js", "run.js")
 _SHORT = {
     "accuracy": "late_test_accuracy",
     "success": "attack_success_rate",
@@ -31,7 +35,7 @@ _CURVES = {
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
-    """Everything about these runs as one HTML file."""
+    """Write everything about these runs to one HTML file."""
     known = [run for run in runs if run.experiment is not None]
     drawn = sum(any(r.diagnosis for r in run.records) for run in known)
     budget = _SCATTER_BUDGET // max(1, drawn)
@@ -39,12 +43,24 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         "version": version("fedsieve"),
         "filters": differing([run.setting for run in known]),
         "problems": problems(runs),
-        "runs": [_run(run, budget) for run in known],
+        "runs": [_run(run, budget) for run in sorted(known, key=_seed)],
     }
     text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
-    page = files("fedsieve.report").joinpath("page.html").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
+    path.write_text(template().replace("/*DATA*/", text), encoding="utf-8")
+
+
+def template() -> str:
+    """The page without data: ``/*DATA*/`` stands where they belong."""
+    folder = files("fedsieve.report").joinpath("html")
+    page, style, *scripts = (
+        folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "style.css", *_SCRIPTS)
+    )
+    return page.replace("/*STYLE*/", style.strip()).replace("/*SCRIPT*/", "\n".join(scripts).strip())
+
+
+def _seed(run: Run) -> int:
+    return run.experiment.seed if run.experiment else 0
 
 
 def _run(run: Run, budget: int) -> dict[str, Any]:
@@ -71,7 +87,7 @@ def _run(run: Run, budget: int) -> dict[str, Any]:
 
 
 def _curve(records: Sequence[RoundRecord], field: str) -> list[list[float]] | None:
-    """Rounds and values; of very many, evenly spaced ones and the last."""
+    """Rounds and values, at most :data:`_CURVE_POINTS`, evenly spaced, the last one included."""
     points = [(r.round, _rounded(getattr(r, field))) for r in records if getattr(r, field) is not None]
     if not points:
         return None
@@ -80,22 +96,22 @@ def _curve(records: Sequence[RoundRecord], field: str) -> list[list[float]] | No
 
 
 def _map(records: Sequence[RoundRecord]) -> dict[str, Any] | None:
-    """Who was rejected in which round; None if the defense rejects nobody."""
+    """Rejected clients by round, None for a round without a decision; None as a whole if there is no decision."""
     shown = [records[k] for k in _spaced(len(records), _CURVE_POINTS)]
     if not any(record.rejected is not None for record in shown):
         return None
     clients = sorted({client for record in shown for client in record.clients})
-    everybody = all(len(record.clients) == len(clients) for record in shown)
+    everyone = all(len(record.clients) == len(clients) for record in shown)
     return {
         "clients": clients,
         "malicious": sorted({client for record in shown for client in record.malicious}),
-        "rejected": [list(record.rejected or ()) for record in shown],
-        "present": None if everybody else [list(record.clients) for record in shown],
+        "rejected": [None if record.rejected is None else list(record.rejected) for record in shown],
+        "present": None if everyone else [list(record.clients) for record in shown],
     }
 
 
 def _scatter(records: Sequence[RoundRecord], budget: int) -> tuple[list[dict[str, Any]], bool]:
-    """The masks of as many rounds as the budget has room for, evenly spaced; whether some are left out."""
+    """Scatter plots of evenly spaced rounds, as many as fit in the budget; and whether some are left out."""
     seen = [record for record in records if record.diagnosis is not None]
     if not seen:
         return [], False
@@ -123,7 +139,7 @@ def _points(coordinates: Sequence[tuple[float | None, float | None]]) -> list[li
 
 
 def _spaced(n: int, most: int) -> list[int]:
-    """At most so many of n positions, evenly spaced, the last one among them."""
+    """At most ``most`` of n positions, evenly spaced, the last one included."""
     if n <= most:
         return list(range(n))
     return sorted({n - 1 - round(k * (n - 1) / max(1, most - 1)) for k in range(most)}) if most > 1 else [n - 1]

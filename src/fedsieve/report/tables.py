@@ -1,4 +1,4 @@
-"""Attack x defense tables from runs: mean and deviation over seeds, the worst case over attacks, the best marked."""
+"""Attack x defense tables: mean and standard deviation over seeds, worst case over attacks, best of each column."""
 
 import csv
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from rich.table import Table
 from fedsieve.report.load import Run, differing, title
 from fedsieve.report.text import DASH, markdown_table, number, terminal_table
 
-# What is shown, by the names that summaries have, and whether more is better.
+# By key of a run's summary: heading, and whether more is better.
 MEASURES = {
     "late_test_accuracy": ("Test accuracy, last tenth of the rounds", True),
     "attack_success_rate": ("Attack success rate, last round", False),
@@ -27,11 +27,11 @@ class Cell:
     """One measure over the seeds of an attack and a defense.
 
     Attributes:
-        mean: Over the finished runs; None without one, or where it has no meaning.
-        deviation: Over these; None for one.
-        finished: How many.
-        runs: How many there are, finished or not.
-        problem: What is wrong with the others, or "".
+        mean: Over the finished runs; None without one, or where the measure is undefined.
+        deviation: Standard deviation over them; None for a single run.
+        finished: Number of finished runs.
+        runs: Number of runs, finished or not.
+        problem: What is wrong with an unfinished one, or "".
     """
 
     mean: float | None
@@ -41,7 +41,7 @@ class Cell:
     problem: str
 
     def text(self, plus_minus: str = "±") -> str:
-        """In per cent, or why there is nothing."""
+        """In per cent, or why there is no number."""
         if self.mean is None:
             return self.problem.partition(":")[0] if self.problem else DASH
         spread = f" {plus_minus} {number(self.deviation)}" if self.deviation is not None else ""
@@ -51,16 +51,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """One table: everything but attack, defense and seed is the same.
+    """One table of runs with the same settings, except attack, defense and seed.
 
     Attributes:
-        title: What that is, as far as it differs from the other tables'.
+        title: Those settings that differ from the other tables'.
         measure: Of :data:`MEASURES`.
         defenses: Rows.
         attacks: Columns.
-        cells: By (defense, attack); missing ones are not there.
-        worst: Over the attacks, by defense; only where every attack has a number.
-        best: Which defenses are best, by column.
+        cells: By (defense, attack), where there is a run.
+        worst: Worst mean over the attacks, by defense; only where every attack has a number.
+        best: The best defenses, by column.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Grid:
 
 
 def grids(runs: Sequence[Run]) -> list[Grid]:
-    """A table for each setting and measure that has any number."""
+    """One table per setting and measure; measures without any number are left out."""
     known = [run for run in runs if run.experiment is not None]
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in known:
@@ -100,7 +100,7 @@ def _grid(name: str, measure: str, runs: Sequence[Run]) -> Grid | None:
         return None
     defenses = tuple(sorted(dict.fromkeys(d for d, _ in cells)))
     attacks = tuple(sorted(dict.fromkeys(a for _, a in cells), key=lambda a: (a != "none", a)))
-    if measure != "late_test_accuracy":  # rates have no meaning for some attacks and defenses
+    if measure != "late_test_accuracy":  # rates are undefined for some attacks and defenses
         attacks = tuple(a for a in attacks if any((c := cells.get((d, a))) and c.mean is not None for d in defenses))
         defenses = tuple(d for d in defenses if any((c := cells.get((d, a))) and c.mean is not None for a in attacks))
     more = MEASURES[measure][1]
@@ -124,7 +124,7 @@ def _cell(runs: Sequence[Run], measure: str) -> Cell:
 
 
 def _best(values: dict[str, float], more: bool) -> frozenset[str]:
-    """Whose number is the best, to a tenth of a per cent; nobody's, where there is no choice."""
+    """The defenses with the best number, to a tenth of a per cent; none if fewer than two have a number."""
     if len(values) < 2:
         return frozenset()
     top = (max if more else min)(round(value, 3) for value in values.values())
@@ -132,7 +132,7 @@ def _best(values: dict[str, float], more: bool) -> frozenset[str]:
 
 
 def _lines(grid: Grid, strong: tuple[str, str], plus_minus: str = "±") -> list[list[str]]:
-    """Fields, the head first; the best in ``strong``."""
+    """Lines of fields, the head first; the best of each column between the two marks in ``strong``."""
     worst = [WORST] if grid.worst else []
     lines = [["", *grid.attacks, *worst]]
     for defense in grid.defenses:
@@ -149,21 +149,21 @@ def _lines(grid: Grid, strong: tuple[str, str], plus_minus: str = "±") -> list[
 
 
 def markdown(found: Sequence[Grid], runs: Sequence[Run]) -> str:
-    """All tables, and what is wrong with the runs."""
+    """All tables as Markdown, and the problems of the runs."""
     parts, last = [], None
     for grid in found:
         parts += [f"## {grid.title}"] if grid.title != last else []
         last = grid.title
         table = markdown_table(_lines(grid, ("**", "**")))
-        parts.append(f"{grid.heading}; the best of each column in bold:\n\n{table}")
+        parts.append(f"{grid.heading}. The best of each column is bold.\n\n{table}")
     wrong = problems(runs)
     if wrong:
-        parts.append("## Runs that are not whole\n\n" + "\n".join(f"- {line}" for line in wrong))
+        parts.append("## Runs with problems\n\n" + "\n".join(f"- {line}" for line in wrong))
     return "\n\n".join(parts) + "\n"
 
 
 def latex(found: Sequence[Grid]) -> str:
-    """All tables, to be read in by a document that uses the package booktabs."""
+    """All tables as LaTeX; the document that includes them needs the package booktabs."""
     parts = []
     for grid in found:
         lines = _lines(grid, (r"\textbf{", "}"), r"$\pm$")
@@ -189,14 +189,14 @@ def latex(found: Sequence[Grid]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What LaTeX would take for an order, as text; the orders that are meant stay."""
-    for order, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), (DASH, "--")):
-        text = text.replace(order, safe)
+    """Text with LaTeX's special characters escaped, except those of the commands that this module writes."""
+    for special, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), (DASH, "--")):
+        text = text.replace(special, safe)
     return text
 
 
 def terminal(found: Sequence[Grid]) -> list[Table]:
-    """All tables."""
+    """All tables for a terminal."""
 
     def marked(field: str) -> str:
         return escape(field).replace("\0", "[bold]").replace("\1", "[/]")
@@ -221,5 +221,5 @@ def write_csv(found: Sequence[Grid], path: Path) -> None:
 
 
 def problems(runs: Sequence[Run]) -> list[str]:
-    """What is wrong with which run."""
+    """All problems of all runs, one line each."""
     return [f"{run.path}: {problem}" for run in runs for problem in run.problems]

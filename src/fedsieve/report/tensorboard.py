@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsieve.types import FedSieveError, RoundRecord
+from fedsieve.core.errors import FedSieveError
+from fedsieve.core.records import RoundRecord
 
 _SCALARS = {
     "accuracy/test": "test_accuracy",
@@ -17,13 +18,13 @@ _SCALARS = {
 
 
 class TensorBoard:
-    """Writes one event file below a run directory; give it each record, and close it.
+    """Writes the scalars of each record to an event file below a run directory.
 
     Args:
         directory: The run directory.
 
     Raises:
-        FedSieveError: Without tensorboard.
+        FedSieveError: If tensorboard is not installed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -35,7 +36,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def show(self, record: RoundRecord) -> None:
-        """One round more; the first takes the place of what an earlier run wrote of it and of later ones."""
+        """Write one round; the first call hides what an earlier run wrote for this round and later ones."""
         if self._writer is None:
             self._writer = self._open(purge_step=record.round)
         for name, field in _SCALARS.items():
@@ -47,6 +48,6 @@ class TensorBoard:
             self._writer.add_scalar(f"seconds/{phase}", seconds, record.round)
 
     def close(self) -> None:
-        """Flush what is there."""
+        """Write what is buffered and close the file."""
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""A run in words and numbers, for a terminal or a program."""
+"""Text, tables and JSON for a terminal: rates, headings, the summary of a run, the command that repeats it."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from fedsieve.experiment import Experiment
-from fedsieve.types import RoundRecord
+from fedsieve.config.experiment import Experiment
+from fedsieve.core.records import RoundRecord
 
 
 def as_json(
@@ -17,11 +17,11 @@ def as_json(
     """What ``fedsieve run --json`` prints.
 
     Args:
-        experiment: What ran.
+        experiment: Settings of the run.
         records: All rounds.
-        summary: :func:`fedsieve.metrics.summarize` of them.
-        seconds: Wall time.
-        run_dir: Where they are kept.
+        summary: :func:`fedsieve.core.metrics.summarize` of them.
+        seconds: Wall time of the command.
+        run_dir: The run directory.
     """
     played = sum(sum(record.seconds.values()) for record in records)
     return {
@@ -44,17 +44,17 @@ DASH = "–"  # noqa: RUF001 (a dash is meant)
 
 
 def number(rate: float | None) -> str:
-    """A rate in per cent, without the sign, or a dash where it has no meaning."""
+    """A rate in per cent without the sign; a dash for None."""
     return DASH if rate is None else f"{100 * rate:.1f}"
 
 
 def percent(rate: float | None) -> str:
-    """A rate for people: ``87.3 %``, or a dash where it has no meaning."""
+    """A rate as ``87.3 %``; a dash for None."""
     return DASH if rate is None else f"{number(rate)} %"
 
 
 def heading(experiment: Experiment) -> str:
-    """What a run is, as rich's markup."""
+    """Attack, defense, dataset and model in one line of rich's markup."""
     e = experiment
     return (
         f"[bold]{e.attack.name}[/] ({e.n_malicious} of {e.clients} clients malicious) "
@@ -63,16 +63,16 @@ def heading(experiment: Experiment) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Fields in lines, the head first."""
+    """A Markdown table from lines of fields, the head first."""
     head, *body = ["| " + " | ".join(field.replace("|", "/") for field in line) + " |" for line in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 
 
 def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
-    """Fields in lines, the head first; they may hold rich's markup."""
+    """A table from lines of fields, the head first; fields may contain rich's markup."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for k, name in enumerate(lines[0]):
-        table.add_column(name, justify="right" if k else "left")
+        table.add_column(name, justify="right" if k else "left", overflow="fold")  # nothing is cut off
     for line in lines[1:]:
         table.add_row(*line)
     return table
@@ -99,25 +99,25 @@ def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
     unmoved = [record for record in records if not record.applied]
     if unmoved:
         reasons = ", ".join(sorted({record.note for record in unmoved}))
-        table.add_row("Model left as it was", f"in {len(unmoved)} of {len(records)} rounds: {reasons}")
+        table.add_row("Model unchanged", f"in {len(unmoved)} of {len(records)} rounds: {reasons}")
     screened = sum(len(record.screened) for record in records)
     if screened:
-        table.add_row("Updates screened", f"{screened}, since they were not finite")
+        table.add_row("Updates screened", f"{screened} with values that are not finite")
     table.add_row("Time", f"{result['seconds']:.1f} s")
     table.add_row("Run directory", result["run_dir"])
     return table
 
 
 def as_command(experiment: Experiment) -> str:
-    """The ``fedsieve run`` that repeats an experiment: what is not the default of its dataset, attack and defense."""
+    """The ``fedsieve run`` command that repeats an experiment, with every setting that is not the default."""
     e = experiment
     options = {"dataset": e.dataset.name, "attack": e.attack.name, "defense": e.defense.name}
-    usual = Experiment.of({**options, "knows_defense": True}).model_dump(mode="json")
+    default = Experiment.of({**options, "knows_defense": True}).model_dump(mode="json")
     parts = [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
     if e.dataset.name in ("csv", "npz"):
         parts[0] = f"--dataset {shlex.quote(str(e.dataset.parameters['file']))}"
-    usual["knows_defense"] = False
-    for path, value in _differing(e.model_dump(mode="json"), usual):
+    default["knows_defense"] = False
+    for path, value in _differing(e.model_dump(mode="json"), default):
         short = {("clients",), ("malicious",), ("rounds",), ("seed",)}
         if path in short:
             parts.append(f"--{path[0]} {value}")
@@ -128,11 +128,11 @@ def as_command(experiment: Experiment) -> str:
 
 
 def _differing(
-    found: Mapping[str, Any], usual: Mapping[str, Any], above: tuple[str, ...] = ()
+    found: Mapping[str, Any], default: Mapping[str, Any], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Settings that differ, by their path; a component of another name is one setting, with its parameters."""
+    """Settings that differ, with their path; a component of another name counts as one setting."""
     for key, value in found.items():
-        other = usual.get(key)
+        other = default.get(key)
         if value == other:
             continue
         if isinstance(value, Mapping) and isinstance(other, Mapping) and value.get("name") == other.get("name"):

@@ -1,1 +1,1 @@
-"""An attack and a defense for FedSieve, from outside."""
+"""An attack and a defense for FedSieve in a package of their own."""

@@ -1,6 +1,9 @@
-"""Mimic: all malicious clients copy one benign client, so that it outweighs those that are unlike it.
+"""Mimic: all malicious clients send the update of one benign client, so that it is over-represented.
 
 Karimireddy, He, Jaggi. Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing. ICLR 2022.
+
+Variant: the copied client is a parameter.
+Departs: the paper chooses the client whose updates are farthest along their direction of largest variance.
 """
 
 from dataclasses import dataclass
@@ -9,29 +12,26 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve import AttackView, PoisonView, Traits
+from fedsieve import AttackView, Traits
 
 
 @dataclass(frozen=True)
 class Mimic:
-    """Copies a benign client's update; its own honest ones, where it can't see any.
+    """Sends a benign client's update; with partial knowledge, a malicious client's honest one.
 
     Attributes:
-        client: Which of the benign clients of the round, counted from 0 and round again.
+        client: Index of the copied client among the visible ones of the round, modulo their number.
     """
 
     client: int = 0
     traits: ClassVar[Traits] = Traits(
-        summary="All malicious clients copy one benign client",
+        summary="All malicious clients send the update of one benign client",
         paper="Karimireddy et al., Byzantine-Robust Learning on Heterogeneous Datasets, ICLR 2022",
-        needs=("updates",),
     )
 
-    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
-        """The data stay as they are."""
-        return x, y
-
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """The copies."""
-        seen = view.own if view.others is None or not len(view.others) else view.others
-        return seen[self.client % len(seen)].expand(len(view.own), -1).clone()
+        """The chosen update, once per malicious client."""
+        visible = view.benign_updates
+        if visible is None or not len(visible):
+            visible = view.malicious_updates
+        return visible[self.client % len(visible)].expand(len(view.malicious_updates), -1).clone()

@@ -1,0 +1,109 @@
+"""A chain of stages: pre-aggregators change updates, detectors reject clients, an aggregator takes the rest."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedsieve.core.defense import (
+    Aggregate,
+    Aggregator,
+    Bounded,
+    Detector,
+    PreAggregator,
+    ServerView,
+    Stage,
+    Updates,
+)
+from fedsieve.core.errors import BoundError
+from fedsieve.core.linalg import clip_rows, middle, row_norms
+
+
+def tolerable(stage: Stage, n_clients: int, f: int) -> int:
+    """The number of malicious clients that a stage is told to assume.
+
+    Args:
+        stage: A stage, with or without a bound on n and f.
+        n_clients: Number of clients that the stage sees.
+        f: Number of malicious clients to assume.
+
+    Returns:
+        ``f``, or the largest number below it for which the stage's bound holds.
+
+    >>> from fedsieve.aggregators.trimmed_mean import TrimmedMean
+    >>> tolerable(TrimmedMean(), n_clients=5, f=3)
+    2
+    """
+    while f > 0 and isinstance(stage, Bounded):
+        try:
+            stage.check(n_clients, f)
+        except BoundError:
+            f -= 1
+        else:
+            break
+    return f
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Detectors and pre-aggregators in order, each on the previous stage's updates, and an aggregator.
+
+    A stage behind a detector assumes the same f, since the detector may have rejected the wrong clients; f is lowered
+    only where the stage's bound does not hold for the clients that remain.
+
+    Detectors decide by parameters, so an accepted client could still send any running statistics: behind a detector,
+    each client's statistics are clipped to the median length over all clients that the first detector saw, or over
+    those that stay, whichever is shorter: the first fails if most clients are malicious, the second if few stay.
+
+    Attributes:
+        stages: At least one detector or pre-aggregator. Each has a state of its own.
+        aggregator: Aggregates the updates of the accepted clients.
+    """
+
+    stages: tuple[Detector | PreAggregator, ...]
+    aggregator: Aggregator
+
+    def check(self, n_clients: int, n_malicious: int, /) -> None:
+        """Check the bounds of all stages, as if no detector rejected a client."""
+        for stage in (*self.stages, self.aggregator):
+            if isinstance(stage, Bounded):
+                stage.check(n_clients, n_malicious)
+
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        """See :class:`fedsieve.core.defense.Aggregator`. If no client is accepted, update and weights are 0."""
+        states: list[Any] = list(view.state or [None] * (len(self.stages) + 1))
+        stay = torch.ones_like(updates.client_ids, dtype=torch.bool)
+        scores, diagnosis, decided, longest, left = None, None, False, None, updates
+        for k, stage in enumerate(self.stages):
+            seen = _view(view, stage, left, states[k])
+            if isinstance(stage, PreAggregator):
+                changed = stage.preaggregate(left, seen)
+                left, states[k] = changed.updates, changed.state
+                continue
+            found = stage.detect(left, seen)
+            states[k] = found.state
+            longest = float(middle(row_norms(left.statistics))) if longest is None else longest
+            whole = found.scattered(stay)
+            diagnosis = whole.diagnosis or diagnosis
+            if whole.scores is not None:  # clients rejected earlier keep their score
+                scores = whole.scores if scores is None else torch.where(stay, whole.scores, scores)
+            if whole.accepted is None or found.accepted is None:
+                continue
+            stay, left, decided = whole.accepted, left.select(found.accepted), True
+            if not stay.any():
+                zero, weights = torch.zeros_like(updates.matrix[0]), torch.zeros_like(updates.matrix[:, 0])
+                return Aggregate(zero, weights, stay, scores, tuple(states), diagnosis)
+        if longest is not None and left.statistics.shape[1]:
+            bound = min(longest, float(middle(row_norms(left.statistics))))
+            left = left.with_matrix(torch.cat([left.parameters, clip_rows(left.statistics, bound)], dim=1))
+        result = self.aggregator(left, _view(view, self.aggregator, left, states[-1]))
+        states[-1] = result.state
+        result = result.scattered(stay, torch.inf)
+        accepted = result.accepted if result.accepted is not None else stay if decided else None
+        scores = result.scores if scores is None else scores
+        return replace(result, accepted=accepted, scores=scores, state=tuple(states), diagnosis=diagnosis)
+
+
+def _view(view: ServerView, stage: Stage, left: Updates, state: Any) -> ServerView:
+    """The view of one stage: its own state, and an f that its bound allows."""
+    return replace(view, state=state, n_malicious=tolerable(stage, len(left.matrix), view.n_malicious))

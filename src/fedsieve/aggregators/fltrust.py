@@ -1,0 +1,88 @@
+"""FLTrust: mean of the updates, weighted by their cosine to an update that the server trains on its own clean data.
+
+Cao, Fang, Liu, Gong. FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping. NDSS 2021.
+Equations 2 to 4, Algorithm 2.
+
+Variant: trust = ReLU of the cosine to the root update; every update is scaled to the root update's norm.
+Departs: a client whose update is zero has no direction, so no trust (the paper does not say). Cosine and norm are those
+of the parameters; running statistics are averaged with the same weights, each client's clipped to the norm of the root
+update's statistics.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.errors import MissingDataError
+from fedsieve.core.linalg import clip_rows, column_blocks, row_norms
+from fedsieve.core.traits import Traits
+
+
+def fltrust(x: Float[Tensor, "n d"], root_update: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """Mean of the updates scaled to the root update's norm, weighted by trust; Cao et al. 2021, equation 4.
+
+    Args:
+        x: Client updates, [n, d], n >= 1.
+        root_update: Update that the server trained on its own clean data, [d].
+
+    Returns:
+        The aggregate, [d]; 0 if no client has trust.
+
+    >>> fltrust(torch.tensor([[0.0, 2.0], [9.0, 0.0], [-93.0, 0.0]]), torch.tensor([1.0, 1.0]))
+    tensor([0.7071, 0.7071])
+    """
+    return rescaled_mean(x, shares(trust_scores(x, root_update)), root_update)
+
+
+def trust_scores(x: Float[Tensor, "n d"], root: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+    """ReLU of each row's cosine to ``root``, [n]; 0 for a row of zeros. In float64, where no float32 row overflows."""
+    dots = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for block in column_blocks(x):
+        dots += x[:, block].double() @ root[block].double()
+    norms = row_norms(x) * root.double().norm()
+    return torch.where(norms > 0, dots / norms, 0).clamp(min=0).to(x.dtype)
+
+
+def shares(trust: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Trust scores divided by their sum; all 0 if no client has trust."""
+    total = trust.sum()
+    return trust / total if total > 0 else torch.zeros_like(trust)
+
+
+def rescaled_mean(
+    x: Float[Tensor, "n d"], weights: Float[Tensor, " n"], root: Float[Tensor, " d"]
+) -> Float[Tensor, " d"]:
+    """Weighted mean of the rows, each scaled to the norm of ``root``; rows of weight 0 are left out."""
+    rows = weights > 0
+    scale = (weights[rows] * root.norm() / row_norms(x[rows])).to(x.dtype)
+    mean: Tensor = scale @ x[rows]
+    return mean
+
+
+@dataclass(frozen=True)
+class FLTrust:
+    """Mean of the updates scaled to the root update's norm, weighted by trust."""
+
+    traits: ClassVar[Traits] = Traits(
+        summary="Mean weighted by each update's cosine to the server's own update",
+        paper="Cao et al., FLTrust, NDSS 2021",
+        needs=("root data",),
+        breaks_at="root data far from the clients' data",
+        cost="O(nd)",
+    )
+
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        """See :class:`fedsieve.core.defense.Aggregator`."""
+        if view.root is None:
+            raise MissingDataError("fltrust needs root data, and the server has none")
+        x, p, root = updates.parameters, updates.layout.n_parameters, view.root.update()
+        trust = trust_scores(x, root[:p])
+        weights = shares(trust)
+        rows = weights > 0
+        statistics = weights[rows] @ clip_rows(updates.statistics[rows], float(root[p:].double().norm()))
+        update = torch.cat([rescaled_mean(x, weights, root[:p]), statistics])
+        return Aggregate(update, weights, scores=1 - trust)

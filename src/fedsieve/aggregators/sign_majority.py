@@ -1,0 +1,107 @@
+"""signSGD with majority vote: a step of the same size in every coordinate, in the direction of most clients.
+
+Bernstein, Zhao, Azizzadenesheli, Anandkumar. signSGD with Majority Vote is Communication Efficient and Fault
+Tolerant. ICLR 2019. Algorithm 1, without momentum.
+
+Variant: the step is ``step * sign(sum of the clients' signs)``; a tied vote gives 0.
+Departs: clients vote with the sign of their update, not of one gradient. Without ``step``, its size is the median over
+clients of their mean absolute coordinate, so that it follows the scale of the round; the paper has a learning rate.
+Running statistics are the coordinate-wise median.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import column_blocks, mean_of_ranks, middle
+from fedsieve.core.traits import Traits
+
+
+def sign_majority(x: Float[Tensor, "n d"], step: float | None = None) -> Float[Tensor, " d"]:
+    """The majority's sign in each column times the step size; Bernstein et al. 2019, algorithm 1.
+
+    Args:
+        x: Client updates, [n, d], n >= 1.
+        step: Step size per coordinate; None takes the median over rows of their mean absolute value.
+
+    Returns:
+        The aggregate, [d]; 0 where the vote is tied.
+
+    Raises:
+        ParameterError: If ``step`` is not finite and positive.
+
+    >>> sign_majority(torch.tensor([[1.0, 2.0], [1.0, -2.0], [-93.0, -2.0]]), step=0.1)
+    tensor([ 0.1000, -0.1000])
+    """
+    check_step(step)
+    return majority(x)[0] * step_size(x, step)
+
+
+def majority(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " n"]]:
+    """The sign that most rows have in each column, 0 if tied; and each row's weight in it, summing to 1.
+
+    Every column's weight is spread evenly over the rows that have the majority's sign; a tied column has no weight.
+    """
+    outcome, weights = torch.empty_like(x[0]), x.new_zeros(len(x))
+    for block in column_blocks(x):
+        signs = x[:, block].sign()
+        outcome[block] = signs.sum(dim=0).sign()
+        winners = ((signs == outcome[block]) & (outcome[block] != 0)).to(x.dtype)
+        weights += winners @ (1 / winners.sum(dim=0).clamp(min=1))
+    total = weights.sum()
+    return outcome, weights / total if total > 0 else weights
+
+
+def typical_size(x: Float[Tensor, "n d"]) -> float:
+    """Median over the rows of their mean absolute value."""
+    sizes = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for block in column_blocks(x):
+        sizes += x[:, block].abs().sum(dim=1, dtype=torch.float64)
+    return float(middle(sizes)) / x.shape[1]
+
+
+def step_size(x: Float[Tensor, "n d"], step: float | None) -> float:
+    """``step``, or the typical size of the rows if it is None."""
+    return typical_size(x) if step is None else step
+
+
+def check_step(step: float | None) -> None:
+    """Raise :class:`ParameterError` where ``step`` is not finite and positive."""
+    if step is not None and not (step > 0 and isfinite(step)):
+        raise ParameterError(f"sign-majority: step must be finite and positive, got {step}")
+
+
+@dataclass(frozen=True)
+class SignMajority:
+    """One step of the same size in every coordinate, in the direction of most clients.
+
+    Attributes:
+        step: Step size per coordinate; None takes the median over clients of their mean absolute coordinate.
+    """
+
+    step: float | None = None
+    traits: ClassVar[Traits] = Traits(
+        summary="signSGD: a step of one size per coordinate, in the direction of most clients",
+        paper="Bernstein et al., signSGD with Majority Vote, ICLR 2019",
+        breaks_at="n <= 2m",
+        cost="O(nd)",
+    )
+
+    def __post_init__(self) -> None:
+        check_step(self.step)
+
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        """See :class:`fedsieve.core.defense.Aggregator`."""
+        x, n, p = updates.matrix, len(updates.matrix), updates.layout.n_parameters
+        outcome, weights = majority(x[:, :p])
+        update = torch.zeros_like(x[0])
+        if weights.any():  # else every vote is tied, and the model stays as it is, statistics included
+            update[:p] = outcome * step_size(x[:, :p], self.step)
+            update[p:] = mean_of_ranks(x[:, p:], (n - 1) // 2, n // 2 + 1)[0]
+        return Aggregate(update, weights)

@@ -1,0 +1,66 @@
+"""``fedsieve list``."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fedsieve.cli.options import JsonFlag, out
+from fedsieve.config.catalog import KINDS, Entry, entries
+from fedsieve.core.errors import ParameterError
+
+# Heading of a column that only this kind has.
+_COLUMNS = {"defenses": "kind", "attacks": "changes"}
+
+
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="attacks, defenses, datasets, models or partitions.", show_default="all")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print every attack, defense, dataset, model and partition with what it needs."""
+    if kind is not None and kind not in KINDS:
+        raise ParameterError(f"can't list {kind!r}; there are {', '.join(KINDS)}")
+    found = {k: entries(k) for k in ([kind] if kind else KINDS)}
+    if as_json:
+        typer.echo(json.dumps({k: [_as_json(k, entry) for entry in some] for k, some in found.items()}))
+        return
+    for title, some in found.items():
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(title, no_wrap=True)
+        if column := _COLUMNS.get(title):
+            table.add_column(column, overflow="fold")
+        table.add_column("what it is", overflow="fold")
+        table.add_column("needs", overflow="fold")
+        for entry in some:
+            traits, lines = entry.traits, [entry.traits.summary]
+            if kind:
+                lines += [f"[dim]{escape(traits.paper)}[/]"] if traits.paper else []
+                lines += [f"[dim]breaks at: {escape(traits.breaks_at)}[/]"] if traits.breaks_at else []
+                lines += [f"[dim]cost: {escape(traits.cost)}[/]"] if traits.cost else []
+                lines += [f"[dim]{k} = {escape(_short(v))}[/]" for k, v in entry.parameters.items()]
+            needs = [*traits.needs, *([traits.bound] if traits.bound else [])]
+            kinds = [entry.stage or ", ".join(entry.targets)] if title in _COLUMNS else []
+            table.add_row(entry.name, *kinds, "\n".join(lines), ", ".join(needs))
+        out.print(table)
+        out.print()
+    if not kind:
+        out.print("fedsieve list KIND prints papers, costs and parameters too.")
+
+
+def _as_json(kind: str, entry: Entry) -> dict[str, Any]:
+    """One entry as ``--json`` prints it; ``stage`` is of defenses only, ``targets`` of attacks only."""
+    found = {"name": entry.name, **asdict(entry.traits), "parameters": entry.parameters}
+    if kind == "defenses":
+        found["stage"] = entry.stage
+    if kind == "attacks":
+        found["targets"] = entry.targets
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,126 @@
+"""Every registered component with its traits and default parameters, read from source files without importing them.
+
+Importing them takes seconds, because of torch and scikit-learn; ``fedsieve list`` should not. A component whose source
+does not state these things in literals, such as a third party's with a computed default, is imported.
+"""
+
+import ast
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedsieve.config.installed import KINDS, MODEL_ARGUMENTS, registered
+from fedsieve.core.traits import Traits
+
+__all__ = ["KINDS", "Entry", "entries"]
+
+# Methods that decide what a defense or an attack is; of a defense, the first one that it has.
+_STAGES = {"detect": "detector", "preaggregate": "pre-aggregator", "__call__": "aggregator"}
+_TARGETS = {"poison": "data", "craft": "updates"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component.
+
+    Attributes:
+        name: Registered name.
+        traits: What the class states about itself.
+        parameters: Default value of each parameter; names of components where the component is made of others.
+        stage: Of a defense: ``detector``, ``pre-aggregator`` or ``aggregator``; else "".
+        targets: What an attack changes: ``data``, ``updates`` or both; else empty.
+    """
+
+    name: str
+    traits: Traits
+    parameters: Mapping[str, Any]
+    stage: str = ""
+    targets: tuple[str, ...] = ()
+
+
+def entries(kind: str) -> list[Entry]:
+    """Every registered component of a kind (one of ``KINDS``), sorted by name."""
+    return [_entry(kind, point) for point in registered(kind).values()]
+
+
+def _entry(kind: str, point: EntryPoint) -> Entry:
+    try:
+        return _read(kind, point)
+    except Exception:  # an unusual source is no error: the class itself is asked
+        return _imported(kind, point.name)
+
+
+def _read(kind: str, point: EntryPoint) -> Entry:
+    """The entry from the source file; raises any exception if it does not state everything in literals."""
+    module = ast.parse(_source(point.module).read_text(encoding="utf-8"))
+    scope: dict[str, Any] = {"__builtins__": {}, "Traits": Traits}
+    for node in module.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with suppress(Exception):
+                scope[node.targets[0].id] = _value(node.value, scope)
+    (cls,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == point.attr)
+    if cls.bases and kind != "models":
+        raise ValueError(f"{point.value} may inherit parameters and methods")
+    methods = {node.name: node for node in cls.body if isinstance(node, ast.FunctionDef)}
+    fields = {ast.unparse(node.target): node for node in cls.body if isinstance(node, ast.AnnAssign)}
+    traits = _value(fields["traits"].value, scope)
+    parts = _value(fields["parts"].value, scope) if "parts" in fields else {}
+    if "__init__" in methods:
+        defaults = _arguments(methods["__init__"])
+    elif any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list):
+        defaults = {n: f.value for n, f in fields.items() if "ClassVar" not in ast.unparse(f.annotation)}
+    else:
+        raise ValueError(f"{point.value} has parameters of unknown origin")
+    if kind == "models":
+        defaults = {name: node for name, node in defaults.items() if name not in MODEL_ARGUMENTS}
+    parameters = {name: parts[name] if name in parts else _value(node, scope) for name, node in defaults.items()}
+    return _made(kind, point.name, traits, parameters, methods)
+
+
+def _source(module: str) -> Path:
+    """The file of a module, found without importing any package."""
+    outermost, *below = module.split(".")
+    spec = find_spec(outermost)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(module)
+    if not below:
+        return Path(spec.origin)
+    path = Path(spec.origin).parent.joinpath(*below)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _arguments(function: ast.FunctionDef) -> dict[str, ast.expr | None]:
+    """Default of each argument but ``self``, None without one."""
+    given = function.args
+    if given.vararg or given.kwarg or given.posonlyargs:
+        raise ValueError(f"unusual arguments on line {function.lineno}")
+    defaults: list[ast.expr | None] = [None] * (len(given.args) - len(given.defaults))
+    positional = dict(zip((a.arg for a in given.args), [*defaults, *given.defaults], strict=True))
+    keywords = dict(zip((a.arg for a in given.kwonlyargs), given.kw_defaults, strict=True))
+    return {name: node for name, node in {**positional, **keywords}.items() if name != "self"}
+
+
+def _value(node: ast.expr | None, scope: dict[str, Any]) -> Any:
+    """The value of an expression in which only constants of its module and ``Traits`` are known, no function."""
+    if node is None:
+        raise ValueError("no default")
+    return eval(compile(ast.Expression(node), "<catalog>", "eval"), scope)
+
+
+def _imported(kind: str, name: str) -> Entry:
+    """The entry from the class itself."""
+    from fedsieve.config import registry
+
+    cls = registry.load(kind, name)
+    parameters = {**registry.complete(kind, name, {}), **getattr(cls, "parts", {})}
+    return _made(kind, name, registry.traits(kind, name), parameters, dir(cls))
+
+
+def _made(kind: str, name: str, traits: Traits, parameters: Mapping[str, Any], methods: Container[str]) -> Entry:
+    stage = next((stage for method, stage in _STAGES.items() if method in methods), "")
+    targets = tuple(target for method, target in _TARGETS.items() if method in methods)
+    return Entry(name, traits, parameters, stage * (kind == "defenses"), targets * (kind == "attacks"))

@@ -1,0 +1,162 @@
+"""An experiment: all settings that decide a run's numbers, and no others.
+
+Frozen; unknown settings are refused. A setting that is not given comes from the dataset's defaults, then from those
+below. Files and keys contain every setting, so they keep their meaning when a default changes. The key is a hash of all
+settings; the device and the number of processes are not among them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from fedsieve.config import registry
+from fedsieve.config.merging import in_words, merged, named, refuse_unknown, whole
+from fedsieve.config.settings import Count, Frozen, Local, Named, RootData, ServerSide
+from fedsieve.config.yaml_files import read_yaml
+from fedsieve.core.defense import Bounded
+from fedsieve.core.errors import ParameterError
+
+# Used where neither the user nor the dataset sets anything. Defaults that follow from other settings: see ``_fill``.
+_DEFAULTS: dict[str, Any] = {
+    "dataset": "digits",
+    "model": "mlp",
+    "partition": "groups",
+    "attack": "none",
+    "defense": "skymask",
+    "clients": 30,
+    "rounds": 50,
+}
+
+
+class Experiment(Frozen):
+    """One experiment.
+
+    Attributes:
+        dataset: Registered name, or the path of a .csv, .tsv or .npz file.
+        model: The model that is trained; ``package.module:Class`` works too, here and for every other component.
+        partition: How the training data are split among the clients.
+        attack: What the malicious clients do.
+        defense: The server's defense: an aggregator, a detector or pre-aggregator with the mean, or a chain.
+        clients: Number of clients, n.
+        malicious: Number of malicious clients, m, or their share, such as 0.4; by default a fifth. With attack
+            ``none`` all clients are benign.
+        assumed_malicious: Number of malicious clients that the defense assumes, f; by default the expected number in a
+            round.
+        clients_per_round: Number of clients drawn for each round; by default all.
+        knowledge: Threat model: with ``full`` the attack sees the benign updates, with ``partial`` only those of the
+            malicious clients.
+        knows_defense: Whether the attack may simulate the server's defense, with the malicious clients' clean data as
+            root data.
+        rounds: Number of rounds.
+        seed: Seed of all random numbers.
+        local: The clients' training.
+        server: The server's step.
+        root: The server's clean data.
+        evaluate_every: Rounds from one evaluation on the test data to the next, the last round always included; by
+            default so that a run has at most about 100.
+    """
+
+    dataset: Named
+    model: Named
+    partition: Named
+    attack: Named
+    defense: Named
+    clients: Count
+    malicious: Annotated[int, Field(ge=0)]
+    assumed_malicious: Annotated[int, Field(ge=0)]
+    clients_per_round: Count
+    knowledge: Literal["full", "partial"] = "full"
+    knows_defense: bool = False
+    rounds: Count
+    seed: Annotated[int, Field(ge=0)] = 0
+    local: Local = Local()
+    server: ServerSide = ServerSide()
+    root: RootData = RootData()
+    evaluate_every: Count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        """Add the dataset's defaults, those of this module, and those that follow from other settings."""
+        if not isinstance(given, Mapping):
+            raise ValueError(f"an experiment is a mapping of settings, got {type(given).__name__}")
+        refuse_unknown(given, cls.model_fields, "")
+        dataset = named("dataset", given.get("dataset", {}), _DEFAULTS["dataset"])
+        defaults = dict(getattr(registry.load("datasets", dataset["name"]), "defaults", {}))
+        usual = {kind: defaults.pop(f"{kind}_parameters", {}) for kind in ("attack", "defense")}
+        local = given.get("local")
+        if isinstance(local, Mapping) and any(local.get(key) is not None for key in ("steps", "epochs")):
+            # one of the two decides: the user's choice replaces the dataset's
+            usual_local = defaults.get("local", {}).items()
+            defaults["local"] = {key: value for key, value in usual_local if key not in ("steps", "epochs")}
+        settings = merged({**_DEFAULTS, **defaults}, given)
+        n, rounds = whole(settings["clients"]), whole(settings["rounds"])
+        if n is not None:
+            share = settings.get("malicious")
+            if isinstance(share, float) and 0 < share < 1:
+                settings["malicious"] = round(share * n)
+            m = whole(settings.setdefault("malicious", n // 5))
+            k = whole(settings.setdefault("clients_per_round", n))
+            if m is not None and k is not None:
+                settings.setdefault("assumed_malicious", round(m * k / max(n, 1)))
+        if rounds is not None:
+            settings.setdefault("evaluate_every", max(1, -(-rounds // 100)))
+        for key in ("dataset", "model", "partition", "attack", "defense"):
+            component = named(key, settings[key], _DEFAULTS[key])
+            name = component.pop("name")
+            settings[key] = {"name": name, **registry.complete(f"{key}s", name, component, usual.get(key))}
+        return settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Experiment":
+        if self.malicious > self.clients:
+            raise ValueError(f"{self.malicious} malicious clients are more than the {self.clients} clients there are")
+        for name in ("assumed_malicious", "clients_per_round"):
+            if getattr(self, name) > self.clients:
+                raise ValueError(f"{name} is {getattr(self, name)}, more than the {self.clients} clients there are")
+        defense = registry.build_defense(self.defense.name, self.defense.parameters)
+        if isinstance(defense, Bounded):
+            defense.check(self.clients_per_round, self.assumed_malicious)
+        if not self.knows_defense and "defense" in registry.needs("attacks", self.attack.name, self.attack.parameters):
+            raise ValueError(f"attack {self.attack.name} must know the defense; grant it with knows_defense=true")
+        return self
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Experiment":
+        """The experiment with these settings, given as in a YAML file.
+
+        Raises:
+            FedSieveError: If a setting is wrong.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            found = error.errors()
+            # a setting that follows from a wrong one is missing for that reason only
+            first = [e for e in found if e["type"] != "missing"] or found
+            raise ParameterError("; ".join(in_words(e) for e in first)) from error
+
+    @classmethod
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> "Experiment":
+        """The experiment of a YAML file, with ``overrides`` in place of its settings."""
+        return cls.of(merged(read_yaml(path), overrides or {}))
+
+    @property
+    def n_malicious(self) -> int:
+        """Number of malicious clients; 0 without an attack."""
+        return 0 if self.attack.name == "none" else self.malicious
+
+    @property
+    def key(self) -> str:
+        """Name of the experiment: the first 12 hexadecimal digits of a hash of all settings."""
+        settings = json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """All settings, readable by :meth:`read`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,114 @@
+"""Settings as users write them: short forms expanded, overrides merged, errors in one line."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedsieve.config.settings import Component, Local, RootData, ServerSide, as_component
+from fedsieve.core.errors import ParameterError
+
+
+def named(setting: str, value: Any, default: str) -> dict[str, Any]:
+    """A component as a mapping with a name.
+
+    Parameters without a name belong to ``default``. The path of a data file becomes the dataset that reads it.
+
+    >>> named("dataset", "a/table.tsv", "digits")
+    {'name': 'csv', 'file': 'a/table.tsv'}
+
+    Raises:
+        ParameterError: If ``value`` is neither a name nor a mapping; names ``setting``.
+    """
+    if isinstance(value, Component):
+        value = value.model_dump()
+    if setting == "defense" or not isinstance(value, list):  # only defenses form chains
+        value = as_component(value)
+    if not isinstance(value, Mapping) or not isinstance(value.get("name", default), str):
+        raise ParameterError(f"{setting}: a name, or a mapping with a name and parameters, was expected, got {value!r}")
+    named = {"name": default, **value}
+    if setting == "dataset" and (file := re.search(r"\.(csv|tsv|npz)(\.gz)?$", named["name"])):
+        named = {**named, "name": "npz" if file[1] == "npz" else "csv", "file": named["name"]}
+    return named
+
+
+_INTEGER = TypeAdapter(int)
+
+
+def whole(value: Any) -> int | None:
+    """The integer that pydantic reads from ``value``, None if it refuses it."""
+    try:
+        return _INTEGER.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def override(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``key`` (``a.b`` for b in a) in nested settings, in place.
+
+    >>> settings = {"attack": "scaling"}
+    >>> override(settings, "attack.factor", 5)
+    >>> settings
+    {'attack': {'name': 'scaling', 'factor': 5}}
+
+    Raises:
+        ParameterError: If ``a`` is neither a mapping nor a name.
+    """
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = settings.get(parent, {})
+        if isinstance(below, str):
+            below = {"name": below}
+        if not isinstance(below, dict):
+            raise ParameterError(f"can't set {key}: {parent} is {below!r}")
+        settings[parent] = settings = dict(below)
+    settings[last] = value
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, key by key; parameters below are dropped where ``above`` names another component.
+
+    >>> merged({"attack": {"name": "scaling", "factor": 5}}, {"attack": {"size": 2}})
+    {'attack': {'name': 'scaling', 'factor': 5, 'size': 2}}
+    >>> merged({"attack": {"name": "scaling", "factor": 5}}, {"attack": "min-max"})
+    {'attack': 'min-max'}
+    """
+    result = dict(below)
+    for key, new in above.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) or isinstance(new, Mapping):
+            lower, upper = as_component(old), as_component(new)
+            if (
+                isinstance(lower, Mapping)
+                and isinstance(upper, Mapping)
+                and upper.get("name", lower.get("name")) == lower.get("name")
+            ):
+                result[key] = merged(lower, upper)
+                continue
+        result[key] = new
+    return result
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    """Raise :class:`ParameterError` for the first key that is not ``known``; it lists the nearest ones."""
+    for key in given:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=3, cutoff=0.5)
+            have = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise ParameterError(f"unknown setting {prefix}{key}; {have}")
+
+
+def in_words(error: Any) -> str:
+    """One line for one of pydantic's errors."""
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        known = {"local": Local.model_fields, "server": ServerSide.model_fields, "root": RootData.model_fields}
+        near = get_close_matches(str(error["loc"][-1]), known.get(str(error["loc"][0]), {}), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"unknown setting {where}{hint}"
+    if not where:
+        return str(message)
+    return f"{where}: {message}" + ("" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}")

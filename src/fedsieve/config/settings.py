@@ -1,0 +1,119 @@
+"""The parts of an experiment: named components, local training, the server's step, root data."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fedsieve.config.optimizers import optimizers
+from fedsieve.core.defense import LossName
+
+Rate = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Component(BaseModel):
+    """A registered name and its parameters: ``{name: min-max, deviation: sign}``, or the name alone."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+def as_component(value: Any) -> Any:
+    """A name, or a list of components, as the mapping of one component; anything else unchanged.
+
+    >>> as_component("krum")
+    {'name': 'krum'}
+    >>> as_component(["norm-clipping", {"name": "trimmed-mean", "trim": 3}])
+    {'name': 'norm-clipping,trimmed-mean', 'trimmed-mean': {'trim': 3}}
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, list | tuple) and value:
+        stages = [as_component(stage) for stage in value]
+        if all(isinstance(stage, Mapping) and isinstance(stage.get("name"), str) for stage in stages):
+            rest = {s["name"]: {k: v for k, v in s.items() if k != "name"} for s in stages if len(s) > 1}
+            return {"name": ",".join(s["name"] for s in stages), **rest}
+    return value
+
+
+Named = Annotated[Component, BeforeValidator(as_component)]
+
+
+class Local(Frozen):
+    """How every client trains; see :class:`fedsieve.federation.clients.LocalTraining`.
+
+    Either ``steps`` or ``epochs`` is None; without both, a round is one step.
+
+    ``batch_norm: local`` is FedBN (Li et al., ICLR 2021): every client keeps its own BatchNorm parameters and
+    statistics, sends no update of them, and the model is evaluated with the benign clients' mean of them.
+    """
+
+    learning_rate: Rate = 0.5
+    batch_size: Count = 32
+    steps: Count | None = None
+    epochs: Count | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Rate | None = None
+    clip_value: Rate | None = None
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    loss: LossName = "cross-entropy"
+    batch_norm: Literal["shared", "local"] = "shared"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        steps, epochs = given.get("steps"), given.get("epochs")
+        if steps is not None and epochs is not None:
+            raise ValueError(f"steps={steps} has no effect with epochs={epochs}; set one of them")
+        return {**given, "steps": 1} if steps is None and epochs is None else given
+
+
+class ServerSide(Frozen):
+    """How the server updates the global model; see :class:`fedsieve.federation.server.Server`.
+
+    Without ``optimizer``, ``learning_rate`` times the aggregate is added. ``optimizer`` is Yogi or the name of a class
+    of ``torch.optim`` that needs no closure; its gradient is minus the aggregate. Server momentum is SGD with
+    ``momentum``.
+    """
+
+    learning_rate: Rate = 0.5
+    optimizer: Named | None = None
+
+    @model_validator(mode="after")
+    def _known_optimizer(self) -> "ServerSide":
+        if self.optimizer is not None:
+            name, options, known = self.optimizer.name, self.optimizer.parameters, optimizers()
+            if name not in known:
+                near = get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+                raise ValueError(f"unknown optimizer {name!r}; try {', '.join(near)}")
+            try:
+                known[name]([torch.zeros(1)], lr=self.learning_rate, **options)  # type: ignore[call-arg]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from error
+        return self
+
+
+class RootData(Frozen):
+    """The server's clean dataset: ``size`` samples, the share ``bias`` (p in the papers) of them of class ``label``."""
+
+    size: Count = 100
+    bias: Annotated[float, Field(ge=0, le=1)] = 0.1
+    label: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,177 @@
+"""What an attacker sees and does. Data attacks and update attacks are two protocols; an attack may be both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fedsieve.core.defense import Aggregate, Root
+from fedsieve.core.errors import FedSieveError
+from fedsieve.core.layout import Layout
+
+
+@dataclass(frozen=True)
+class Task:
+    """The learning task, as every client knows it.
+
+    Attributes:
+        n_classes: Classes are 0 to ``n_classes - 1``.
+        folder: Where data files lie; an attack may bring samples of its own from there.
+        encode: Raw samples in the form of the dataset's files (images: uint8 [k, height, width, channels]; text: a
+            list of strings) to inputs of the model; None where the dataset has no such form.
+    """
+
+    n_classes: int
+    folder: Path
+    encode: Callable[[Any], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class PoisonView:
+    """All that one malicious client knows when it poisons its data, before round 0.
+
+    Attributes:
+        task: The learning task.
+        member: Index of the client among the malicious ones, from 0; the same in every round.
+        generator: The only source of randomness.
+    """
+
+    task: Task
+    member: int
+    generator: torch.Generator
+
+
+@runtime_checkable
+class Training(Protocol):
+    """Local training at the malicious clients, each on its own data."""
+
+    def __call__(
+        self, start: Float[Tensor, " d"], /, *, poisoned: bool = True, proximal: float = 0.0
+    ) -> Float[Tensor, "m d"]:
+        """``local_params - start`` of each malicious client, trained from ``start`` with the experiment's settings.
+
+        Args:
+            start: Model to start from, [d].
+            poisoned: Whether to train on the data that :meth:`DataAttack.poison` returned, or on the original data.
+            proximal: Weight of half the squared distance to ``start``, added to the loss.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AttackView:
+    """All that the attacker may know in one round; what the threat model does not grant is None.
+
+    Attributes:
+        round: Counts from 0.
+        malicious_updates: What the malicious clients would send if they trained as benign clients do (on data that
+            :meth:`DataAttack.poison` may have changed), [m, d].
+        benign_updates: The benign clients' updates, [b, d], if granted.
+        n_clients: Clients in this round, malicious ones included.
+        global_params: The model all clients received, [d].
+        generator: The only source of randomness.
+        layout: What the coordinates mean.
+        members: :attr:`PoisonView.member` of each row of ``malicious_updates``, [m].
+        train: Local training on the malicious clients' data.
+        root: The malicious clients' clean data, pooled and cut to the size of the root dataset: the attacker's
+            estimate of it.
+        simulate_defense: The server's defense, if granted: its result for n updates, malicious ones first, with
+            ``root`` as root data and random numbers of the attacker's own. It has a memory of earlier rounds if the
+            attacker sees the benign updates.
+    """
+
+    round: int
+    malicious_updates: Float[Tensor, "m d"]
+    benign_updates: Float[Tensor, "b d"] | None
+    n_clients: int
+    global_params: Float[Tensor, " d"]
+    generator: torch.Generator
+    layout: Layout
+    members: Int[Tensor, " m"]
+    train: Training
+    root: Root
+    simulate_defense: Callable[[Float[Tensor, "n d"]], Aggregate] | None = None
+
+    @property
+    def known_updates(self) -> Float[Tensor, "k d"]:
+        """Every honestly trained update that the attacker has seen: malicious clients' first, then benign ones'."""
+        if self.benign_updates is None:
+            return self.malicious_updates
+        return torch.cat([self.malicious_updates, self.benign_updates])
+
+
+@runtime_checkable
+class DataAttack(Protocol):
+    """Changes the malicious clients' training data."""
+
+    def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
+        """The poisoned data of one malicious client, made before round 0 from ``x`` [k, ...] and ``y`` [k]."""
+        ...
+
+
+@runtime_checkable
+class UpdateAttack(Protocol):
+    """Changes the malicious clients' updates."""
+
+    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
+        """What the malicious clients send, one row each."""
+        ...
+
+
+Attack = DataAttack | UpdateAttack
+
+
+def poison(attack: Attack, x: Tensor, y: Tensor, view: PoisonView) -> tuple[Tensor, Tensor]:
+    """One malicious client's data under ``attack``; unchanged unless it is a data attack."""
+    return attack.poison(x, y, view) if isinstance(attack, DataAttack) else (x, y)
+
+
+def craft(attack: Attack, view: AttackView, name: str) -> Float[Tensor, "m d"]:
+    """What the malicious clients send under ``attack``; their honest updates unless it is an update attack.
+
+    Args:
+        attack: The attack.
+        view: What the attacker knows.
+        name: Name of the attack for the error message.
+
+    Raises:
+        FedSieveError: If a third party's attack returns another shape than one row per malicious client.
+    """
+    honest = view.malicious_updates
+    if not isinstance(attack, UpdateAttack):
+        return honest
+    crafted = attack.craft(view)
+    if crafted.shape != honest.shape:  # one row would otherwise be broadcast to all clients
+        raise FedSieveError(
+            f"attack {name} returned {list(crafted.shape)} instead of {list(honest.shape)}: "
+            "one row per malicious client"
+        )
+    return crafted.to(honest)
+
+
+@dataclass(frozen=True)
+class Triggered:
+    """Inputs on which the success of a backdoor is measured.
+
+    Attributes:
+        x: Samples with the trigger, [k, ...].
+        wanted: The class the attacker wants for each, [k].
+        already: Which of them belong to that class anyway, [k].
+    """
+
+    x: Tensor
+    wanted: Int[Tensor, " k"]
+    already: Bool[Tensor, " k"]
+
+
+@runtime_checkable
+class Backdoor(Protocol):
+    """An attack that wants inputs with a trigger to be classified as a class of its choice."""
+
+    def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
+        """Samples to measure success on, made from the test data or brought along; None without a backdoor."""
+        ...

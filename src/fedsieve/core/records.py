@@ -1,0 +1,74 @@
+"""What is kept of each round. Every table, figure and page is made from these records alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DiagnosisRecord:
+    """A :class:`fedsieve.core.defense.Diagnosis` as it is stored: rounded; None for clients that were not examined.
+
+    Attributes:
+        coordinates: Position of each client in the detector's feature space, two numbers.
+        root: Position of the server's own root model; None without one.
+        layers: Names of the model's layers.
+        kept: Share of each layer's parameters that the client's mask keeps, by client, in [0, 1].
+        reasons: Why each client was rejected, or "".
+        updates: Position of each client's update along the two principal components of the updates themselves.
+    """
+
+    coordinates: tuple[tuple[float | None, float | None], ...]
+    root: tuple[float, float] | None
+    layers: tuple[str, ...]
+    kept: tuple[tuple[float | None, ...], ...]
+    reasons: tuple[str, ...]
+    updates: tuple[tuple[float | None, float | None], ...] | None = None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """All that is kept of one round.
+
+    Client lists hold ids. Rates are in [0, 1] and None where they are undefined: the defense rejects nobody or cannot
+    decide yet, no benign or no malicious client took part, the round was not evaluated, the attack has no backdoor.
+
+    Attributes:
+        round: Counts from 0.
+        clients: Clients that took part, in the order of every other per-client list.
+        malicious: Which of them are malicious: the ground truth.
+        rejected: Which of them the defense rejected; None if it takes no such decision.
+        screened: Clients whose update was not finite and was dropped before the defense.
+        weights: Share of each client in the aggregate; None where it is not finite.
+        scores: Anomaly score of each client; None as a whole or for a client where the defense has none.
+        update_norm: Euclidean norm of the aggregate; None if it is not finite.
+        applied: False where the global model was left unchanged, for the reason in ``note``.
+        note: What is special about this round, or "".
+        test_accuracy: Accuracy of the global model after the round, on the whole test set.
+        test_loss: Mean cross-entropy there; None also if it is not finite.
+        attack_success_rate: Share of the triggered test samples of other classes that are classified as the attacker's
+            class.
+        attack_success_rate_all: The same over all triggered test samples, as the SkyMask paper counts.
+        false_positive_rate: Share of the benign clients that were rejected.
+        false_negative_rate: Share of the malicious clients that were accepted.
+        diagnosis: Why the defense decided so, if it tells.
+        seconds: Wall time of the phases; the only field that differs between two runs of one experiment.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    malicious: tuple[int, ...]
+    rejected: tuple[int, ...] | None
+    screened: tuple[int, ...]
+    weights: tuple[float | None, ...]
+    scores: tuple[float | None, ...] | None
+    update_norm: float | None
+    applied: bool
+    note: str
+    test_accuracy: float | None
+    test_loss: float | None
+    attack_success_rate: float | None
+    attack_success_rate_all: float | None
+    false_positive_rate: float | None
+    false_negative_rate: float | None
+    diagnosis: DiagnosisRecord | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)

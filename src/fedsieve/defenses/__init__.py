@@ -1,1 +1,0 @@
-"""Defenses, one paper per file: robust rules, and filters that say who stays."""

@@ -1,0 +1,1 @@
+"""Detectors, one method per file or folder: which clients stay."""

@@ -1,0 +1,167 @@
+"""The attacker's part of a round: what the threat model lets it see and do, and what the malicious clients send.
+
+The attacker never gets the server's random stream, root data, batches or folds: it simulates the defense on its own
+data and with random streams of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fedsieve.core.attack import Attack, AttackView, craft
+from fedsieve.core.defense import Aggregate, Aggregator, Network, ServerView, Updates
+from fedsieve.core.layout import Layout
+from fedsieve.core.seeding import stream
+from fedsieve.federation.clients import ClientData, Trainer
+from fedsieve.federation.root import RootClient
+from fedsieve.federation.server import defend
+
+
+@dataclass(frozen=True)
+class LocalPractice:
+    """Training at the malicious clients of one round. Implements :class:`fedsieve.core.attack.Training`.
+
+    Attributes:
+        trainer: Trains them as every client is trained.
+        poisoned: Their data after the attack's ``poison``, by client id.
+        clean: Their original data, by client id.
+        round: Counts from 0.
+    """
+
+    trainer: Trainer
+    poisoned: Mapping[int, ClientData]
+    clean: Mapping[int, ClientData]
+    round: int
+
+    def __call__(
+        self, start: Float[Tensor, " d"], /, *, poisoned: bool = True, proximal: float = 0.0
+    ) -> Float[Tensor, "m d"]:
+        """See :class:`fedsieve.core.attack.Training`."""
+        trainer = self.trainer
+        if proximal:
+            trainer = replace(trainer, settings=replace(trainer.settings, proximal=proximal))
+        return trainer.updates(start, self.poisoned if poisoned else self.clean, self.round)
+
+
+@dataclass
+class SimulatedDefense:
+    """The server's screening and defense, run by the attacker. Mutable: records whether it was used.
+
+    Every call of a round draws the same random numbers, so that two calls can be compared. The defense's state is by
+    client id, so a matrix of another number of rows than the round has clients is given no state.
+
+    Attributes:
+        defense: The server's defense.
+        layout: Of the model.
+        ids: Client ids of the round, malicious ones first, [n].
+        view: The attacker's estimate of the server's view.
+        used: Whether it was called.
+    """
+
+    defense: Aggregator
+    layout: Layout
+    ids: Int[Tensor, " n"]
+    view: ServerView
+    used: bool = False
+
+    def __call__(self, matrix: Float[Tensor, "k d"]) -> Aggregate:
+        """The defense's result for the updates ``matrix``, malicious clients first."""
+        self.used = True
+        view, ids = replace(self.view, generator=self.view.generator.clone_state()), self.ids
+        if len(matrix) != len(ids):
+            view, ids = replace(view, state=None), torch.arange(len(matrix), device=matrix.device)
+        return defend(self.defense, Updates(matrix, ids, self.layout), view)[0]
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """All malicious clients, controlled by one attacker.
+
+    Attributes:
+        attack: The attack.
+        name: Name of the attack, for error messages.
+        malicious: Ids of the malicious clients, in the attacker's own order.
+        poisoned: Their training data, by id.
+        clean: Their data before it was poisoned, by id.
+        trainer: Trains them as every client is trained.
+        root: The attacker's estimate of the root data: a trainer with a seed of the attacker's own, a sample of the
+            clean data, and the number of classes.
+        network: The architecture.
+        seed: Of the experiment; the attacker's random streams have names that no stream of the server has.
+        sees_benign_updates: Whether the threat model grants the benign updates.
+        defense: The server's defense, if the threat model grants it.
+        assumed_malicious: f, as the attacker assumes the server has it.
+    """
+
+    attack: Attack
+    name: str
+    malicious: tuple[int, ...]
+    poisoned: Mapping[int, ClientData]
+    clean: Mapping[int, ClientData]
+    trainer: Trainer
+    root: tuple[Trainer, ClientData, int]
+    network: Network
+    seed: int
+    sees_benign_updates: bool
+    defense: Aggregator | None
+    assumed_malicious: int
+
+    def send(
+        self,
+        honest: Float[Tensor, "n d"],
+        cohort: Sequence[int],
+        bad: Bool[Tensor, " n"],
+        params: Float[Tensor, " d"],
+        round: int,
+        memory: Any,
+    ) -> tuple[Float[Tensor, "n d"], Any]:
+        """Attack one round.
+
+        Args:
+            honest: Every client's honestly trained update.
+            cohort: Ids of the clients of the round.
+            bad: Which of them are malicious, [n].
+            params: The global model, [d].
+            round: Counts from 0.
+            memory: State of the simulated defense after the last round.
+
+        Returns:
+            All updates as sent, [n, d], in which the malicious clients' rows are the attack's; and ``memory`` after the
+            round, changed only if the attacker used its simulated defense and sees the benign updates.
+        """
+        params = params.clone()  # an attack may write to what it is shown
+        here = [i for i in cohort if i in self.malicious]
+        ids = torch.tensor(here + [i for i in cohort if i not in self.malicious], device=honest.device)
+        root = RootClient(*self.root, params, round)
+        simulated = None
+        if self.defense is not None:
+            generator = stream(self.seed, "simulated defense", round)
+            estimate = ServerView(round, self.assumed_malicious, generator, params, memory, root, self.network)
+            simulated = SimulatedDefense(self.defense, self.trainer.model.layout, ids, estimate)
+        view = AttackView(
+            round=round,
+            malicious_updates=honest[bad],
+            benign_updates=honest[~bad] if self.sees_benign_updates else None,
+            n_clients=len(honest),
+            global_params=params,
+            generator=stream(self.seed, "attack", round),
+            layout=self.trainer.model.layout,
+            members=torch.tensor([self.malicious.index(i) for i in here]),
+            train=LocalPractice(
+                self.trainer,
+                {i: self.poisoned[i] for i in here},
+                {i: self.clean[i] for i in here},
+                round,
+            ),
+            root=root,
+            simulate_defense=simulated,
+        )
+        sent = honest.clone()
+        sent[bad] = craft(self.attack, view, self.name)
+        if simulated is None or not simulated.used or not self.sees_benign_updates:
+            return sent, memory
+        return sent, simulated(torch.cat([sent[bad], honest[~bad]])).state

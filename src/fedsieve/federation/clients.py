@@ -1,0 +1,219 @@
+"""The clients' part of a round: local training of a whole cohort at once.
+
+Every client starts from the global model and runs SGD on its own data. Two engines compute the same: ``vmap`` trains a
+chunk of clients as one batched computation (``torch.func``), which is faster for small models and on a GPU; a loop over
+clients with channels-last convolutions is faster on a CPU for convolutional networks. Model and device decide which one
+runs and how many clients share a chunk; results agree to rounding.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import ceil
+from statistics import median
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, vmap
+
+from fedsieve.core.defense import LossName
+from fedsieve.core.seeding import stream
+from fedsieve.models.flat import FlatModel
+from fedsieve.models.losses import LOSSES
+
+# On a CPU, the weights of one chunk stay in its cache; on a GPU a chunk takes what memory there is.
+_CPU_CHUNK_FLOATS = 1 << 21
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's training samples ``x`` [k, ...] and their classes ``y`` [k], on the device that trains it."""
+
+    x: Tensor
+    y: Int[Tensor, " k"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How every client trains: SGD, exactly as ``torch.optim.SGD`` does it.
+
+    Attributes:
+        learning_rate: β in the papers.
+        batch_size: Samples per step; a client that has fewer uses all it has.
+        steps: Batches per round, each drawn anew without replacement. Ignored if ``epochs`` is given.
+        epochs: Passes over the client's data per round, the last batch of each possibly smaller.
+        momentum: Of SGD; its buffer is empty at the start of every round.
+        weight_decay: L2 penalty, added to the gradient after clipping.
+        clip_norm: Largest Euclidean norm of a gradient; None does not clip.
+        clip_value: Largest absolute value of each coordinate of a gradient, applied after ``clip_norm``; None does not
+            clip.
+        proximal: Weight of half the squared distance to the model training starts from, added to the loss after
+            clipping: FedProx's mu (Li et al., MLSys 2020).
+        loss: The loss to minimise; ``batch`` normalises over the batch instead of over the classes, as SkyMask's
+            published code does (:func:`fedsieve.models.losses.batch_cross_entropy`).
+    """
+
+    learning_rate: float = 0.5
+    batch_size: int = 32
+    steps: int = 1
+    epochs: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    proximal: float = 0.0
+    loss: LossName = "cross-entropy"
+
+    def batches(self, n_samples: int, generator: torch.Generator) -> list[Int[Tensor, " _"]]:
+        """The rows of each step's batch, for a client with ``n_samples`` samples."""
+        if self.epochs is None:
+            return [torch.randperm(n_samples, generator=generator)[: self.batch_size] for _ in range(self.steps)]
+        return [
+            batch
+            for _ in range(self.epochs)
+            for batch in torch.split(torch.randperm(n_samples, generator=generator), self.batch_size)
+        ]
+
+    def as_many_steps(self, sizes: Sequence[int]) -> "LocalTraining":
+        """The same settings with a fixed number of steps: that of the median of clients with ``sizes`` samples."""
+        if self.epochs is None:
+            return self
+        return replace(self, epochs=None, steps=self.epochs * ceil(median(sizes) / self.batch_size))
+
+
+@dataclass
+class Trainer:
+    """Trains cohorts of one model.
+
+    Attributes:
+        model: The architecture.
+        settings: How each client trains.
+        seed: Batches and dropout follow from (seed, round, client) alone.
+        vectorize: Whether chunks of clients are trained as one computation; None chooses the faster way.
+    """
+
+    model: FlatModel
+    settings: LocalTraining
+    seed: int
+    vectorize: bool | None = None
+    _gpu_chunk: int | None = field(default=None, init=False, repr=False)
+
+    def updates(
+        self,
+        params: Float[Tensor, " d"],
+        clients: Mapping[int, ClientData],
+        round: int,
+        personal: Mapping[int, Float[Tensor, " k"]] | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Train every client and return ``local_params - params`` [n, d], rows in the order of ``clients``.
+
+        Args:
+            params: The global model, [d].
+            clients: Data by client id; the id decides the client's random numbers.
+            round: Counts from 0; decides them too.
+            personal: By client id, the values of the BatchNorm coordinates from which it starts, instead of those of
+                ``params``.
+        """
+        ids = list(clients)
+        plans = [self.settings.batches(len(clients[i].y), stream(self.seed, "batches", round, i)) for i in ids]
+        result = params.new_empty(len(ids), len(params))
+        # clients with equal batch sizes side by side, so that a chunk needs few separate computations
+        order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
+        start = 0
+        while start < len(order):
+            rows = order[start : start + self._chunk(params, len(order))]
+            begin = params.repeat(len(rows), 1)
+            if personal is not None:
+                begin[:, self.model.normalisation] = torch.stack([personal[ids[k]] for k in rows])
+            try:
+                local = self._train(
+                    begin, [clients[ids[k]] for k in rows], [plans[k] for k in rows], [ids[k] for k in rows], round
+                )
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                self._gpu_chunk = len(rows) // 2
+                continue
+            result[rows] = local.sub_(params)
+            start += len(rows)
+        return result
+
+    def _chunk(self, params: Float[Tensor, " d"], n: int) -> int:
+        """Clients per chunk."""
+        if not self._vectorized(params.device):
+            return 1
+        if params.device.type == "cpu":
+            return max(1, _CPU_CHUNK_FLOATS // len(params))
+        return min(n, self._gpu_chunk or n)
+
+    def _vectorized(self, device: torch.device) -> bool:
+        # dropout needs a stream of its own per client, which a batched computation does not have
+        if self.model.is_random or self.model.recurrent:
+            return False
+        if self.vectorize is not None:
+            return self.vectorize
+        return not (device.type == "cpu" and self.model.convolves)
+
+    def _train(
+        self,
+        begin: Float[Tensor, "c d"],
+        clients: Sequence[ClientData],
+        plans: Sequence[Sequence[Int[Tensor, " _"]]],
+        ids: Sequence[int],
+        round: int,
+    ) -> Float[Tensor, "c d"]:
+        """The local models of one chunk of clients, each trained from its row of ``begin``."""
+        s, n_parameters = self.settings, self.model.layout.n_parameters
+        local = begin.clone() if s.proximal else begin
+        velocity: Tensor | None = None
+        for step in range(max(len(plan) for plan in plans)):
+            by_size: dict[int, list[int]] = defaultdict(list)
+            for k, plan in enumerate(plans):
+                if step < len(plan):
+                    by_size[len(plan[step])].append(k)
+            for members in by_size.values():
+                x = torch.stack([clients[k].x[plans[k][step].to(clients[k].x.device)] for k in members])
+                y = torch.stack([clients[k].y[plans[k][step].to(clients[k].y.device)] for k in members])
+                rows = slice(None) if len(members) == len(clients) else members  # a slice copies nothing
+                gradients, statistics = self._gradients(local[rows], x, y, [ids[k] for k in members], round, step)
+                if s.clip_norm is not None:
+                    norms = gradients.norm(dim=1, keepdim=True)
+                    gradients = gradients * (s.clip_norm / (norms + 1e-6)).clamp(max=1)
+                if s.clip_value is not None:
+                    gradients = gradients.clamp(-s.clip_value, s.clip_value)
+                if s.proximal:
+                    gradients = gradients + s.proximal * (local[rows] - begin[rows])[:, :n_parameters]
+                if s.weight_decay:
+                    gradients = gradients + s.weight_decay * local[rows, :n_parameters]
+                if s.momentum:
+                    velocity = torch.zeros_like(local[:, :n_parameters]) if velocity is None else velocity
+                    velocity[rows] = gradients = s.momentum * velocity[rows] + gradients
+                local[rows, :n_parameters] -= s.learning_rate * gradients
+                local[rows, n_parameters:] = statistics
+        return local
+
+    def _gradients(
+        self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"], ids: Sequence[int], round: int, step: int
+    ) -> tuple[Float[Tensor, "c p"], Float[Tensor, "c r"]]:
+        """Each client's gradient on its batch, and its running statistics after the batch."""
+        if self._vectorized(local.device):
+            parameters, statistics = self.model.split(self.model.layout.unflatten(local))
+            loss = partial(self.model.training_loss, loss=LOSSES[self.settings.loss])
+            per_client = vmap(grad(loss, has_aux=True))
+            gradients, moved = per_client(parameters, statistics, x, y)
+            return _flat(gradients, len(local), local), _flat(moved, len(local), local)
+        rows = []
+        for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
+            gpus = [local.device] if local.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=gpus):  # always, since any forward pass may draw
+                torch.manual_seed(stream(self.seed, f"dropout/{step}", round, client).initial_seed())
+                rows.append(self.model.gradient_and_statistics(flat, xi, yi, LOSSES[self.settings.loss]))
+        gradients, moved_statistics = zip(*rows, strict=True)
+        return torch.stack(gradients), torch.stack(moved_statistics)
+
+
+def _flat(tensors: Mapping[str, Tensor], n: int, like: Tensor) -> Float[Tensor, "n k"]:
+    """One row per client of all its tensors."""
+    return torch.cat([t.reshape(n, -1) for t in tensors.values()], dim=1) if tensors else like.new_empty(n, 0)

@@ -1,0 +1,212 @@
+"""The simulation of a federation, round by round: clients train, the adversary attacks, the server defends.
+
+Only the simulation and the records know which clients are malicious.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsieve.config import registry
+from fedsieve.config.experiment import Experiment
+from fedsieve.config.optimizers import optimizers
+from fedsieve.core.defense import Updates
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.records import RoundRecord
+from fedsieve.core.seeding import stream
+from fedsieve.data.dataset import Dataset
+from fedsieve.federation.adversary import Adversary
+from fedsieve.federation.clients import LocalTraining, Trainer
+from fedsieve.federation.evaluation import Scores, evaluate
+from fedsieve.federation.recording import round_record
+from fedsieve.federation.root import RootClient, RunnableModel
+from fedsieve.federation.server import Server, ServerState
+from fedsieve.federation.setup import Holdings, build_model, distribute
+
+
+@dataclass(frozen=True)
+class SimulationState:
+    """All that a simulation carries from one round to the next.
+
+    Attributes:
+        server: The server's state.
+        personal: Each client's own values of the BatchNorm coordinates, [clients, k]; None where these are shared.
+        adversary: State of the attacker's simulated defense.
+    """
+
+    server: ServerState
+    personal: Tensor | None = None
+    adversary: Any = None
+
+    @property
+    def round(self) -> int:
+        """The round to come, from 0."""
+        return self.server.round
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A federation with its data, ready to run.
+
+    Attributes:
+        experiment: The settings.
+        server: The server's part of a round.
+        trainer: The clients' part of a round.
+        holdings: All data by holder, and which clients are malicious.
+        adversary: The malicious clients.
+        initial: The state before round 0.
+    """
+
+    experiment: Experiment
+    server: Server
+    trainer: Trainer
+    holdings: Holdings
+    adversary: Adversary
+    initial: SimulationState
+
+    @classmethod
+    def of(cls, experiment: Experiment, folder: Path, device: torch.device) -> "Simulation":
+        """Load and distribute the data, poison the malicious clients' part, build the model.
+
+        Args:
+            experiment: The settings.
+            folder: Folder of the datasets.
+            device: Device of all tensors.
+
+        Raises:
+            FedSieveError: If data are missing or the settings don't fit them.
+        """
+        e = experiment
+        attack = registry.build("attacks", e.attack.name, e.attack.parameters)
+        data: Dataset = registry.build("datasets", e.dataset.name, e.dataset.parameters).load(
+            folder, stream(e.seed, "split")
+        )
+        holdings = distribute(e, data, attack, folder, device)
+        model, params = build_model(e, data)
+        params = params.to(device)
+        settings = LocalTraining(**e.local.model_dump(exclude={"batch_norm"}, exclude_none=True))
+        # a root model takes as many steps as a client does, however few samples it has for them
+        root_settings = settings.as_many_steps([len(c.y) for c in holdings.clients.values()])
+        network = RunnableModel(model, data.input_shape)
+        defense = registry.build_defense(e.defense.name, e.defense.parameters)
+        optimizer = e.server.optimizer
+        server = Server(
+            defense=defense,
+            layout=model.layout,
+            seed=e.seed,
+            assumed_malicious=e.assumed_malicious,
+            learning_rate=e.server.learning_rate,
+            optimizer=optimizers()[optimizer.name] if optimizer else None,
+            optimizer_options=optimizer.parameters if optimizer else {},
+            root=partial(RootClient, Trainer(model, root_settings, e.seed), holdings.root, data.n_classes),
+            network=network,
+        )
+        trainer = Trainer(model, settings, e.seed)
+        # so that the attacker can't predict the batches of the server's root models
+        own_seed = stream(e.seed, "attacker seed").initial_seed()
+        adversary = Adversary(
+            attack=attack,
+            name=e.attack.name,
+            malicious=holdings.malicious,
+            poisoned={i: holdings.clients[i] for i in holdings.malicious},
+            clean=holdings.clean,
+            trainer=trainer,
+            root=(Trainer(model, root_settings, own_seed), holdings.attacker_root, data.n_classes),
+            network=network,
+            seed=e.seed,
+            sees_benign_updates=e.knowledge == "full",
+            defense=defense if e.knows_defense else None,
+            assumed_malicious=e.assumed_malicious,
+        )
+        personal = None
+        if e.local.batch_norm == "local":
+            coordinates = model.normalisation
+            if not len(coordinates):
+                raise ParameterError(f"local.batch_norm is local, but model {e.model.name} has no BatchNorm layer")
+            personal = params[coordinates].repeat(e.clients, 1)
+        return cls(e, server, trainer, holdings, adversary, SimulationState(ServerState(params), personal))
+
+    def rounds(self, state: SimulationState | None = None) -> Iterator[tuple[SimulationState, RoundRecord]]:
+        """Every round from ``state`` on (by default from the start), with the state after it."""
+        state = state or self.initial
+        while state.round < self.experiment.rounds:
+            state, record = self.run_round(state)
+            yield state, record
+
+    def run_round(self, state: SimulationState) -> tuple[SimulationState, RoundRecord]:
+        """Run one round.
+
+        Returns:
+            The state after the round, and its record.
+        """
+        clock, holdings = _Clock(), self.holdings
+        params = state.server.params
+        cohort = self._cohort(state.round)
+        honest, personal = self._trained(cohort, state)
+        clock.lap("train")
+        matrix, memory = honest, state.adversary
+        bad = torch.tensor([i in holdings.malicious for i in cohort], device=honest.device)
+        if bad.any():
+            matrix, memory = self.adversary.send(honest, cohort, bad, params, state.round, memory)
+        if personal is not None:  # not sent, so an attack can't change them either
+            matrix[:, self.trainer.model.normalisation] = 0
+        clock.lap("attack")
+        updates = Updates(matrix, torch.tensor(cohort, device=matrix.device), self.trainer.model.layout)
+        server, decision = self.server.step(state.server, updates)
+        following = SimulationState(server, personal, memory)
+        clock.lap("defend")
+        scores = self._evaluated(following)
+        clock.lap("evaluate")
+        record = round_record(state.round, updates, holdings.malicious, decision, scores)
+        clock.lap("record")
+        return following, replace(record, seconds=clock.laps)
+
+    def _cohort(self, round: int) -> list[int]:
+        """Ids of the clients that take part in a round, ascending."""
+        n, k = self.experiment.clients, self.experiment.clients_per_round
+        if k == n:
+            return list(range(n))
+        drawn: list[int] = torch.randperm(n, generator=stream(self.experiment.seed, "cohort", round))[:k].tolist()
+        return sorted(drawn)
+
+    def _trained(self, cohort: list[int], state: SimulationState) -> tuple[Float[Tensor, "n d"], Tensor | None]:
+        """Every client's honestly trained update, and all clients' own BatchNorm values after training."""
+        data, params = {i: self.holdings.clients[i] for i in cohort}, state.server.params
+        if state.personal is None:
+            return self.trainer.updates(params, data, state.round), None
+        own = {i: state.personal[i] for i in cohort}
+        honest = self.trainer.updates(params, data, state.round, own)
+        coordinates, personal = self.trainer.model.normalisation, state.personal.clone()
+        personal[cohort] = params[coordinates] + honest[:, coordinates]
+        return honest, personal
+
+    def _evaluated(self, state: SimulationState) -> Scores:
+        """Scores of the global model after a round, if an evaluation is due."""
+        e = self.experiment
+        if state.round % e.evaluate_every and state.round < e.rounds:
+            return Scores()
+        params = state.server.params
+        if state.personal is not None:
+            benign = [i for i in range(e.clients) if i not in self.holdings.malicious]
+            params = params.clone()
+            params[self.trainer.model.normalisation] = state.personal[benign or slice(None)].mean(dim=0)
+        return evaluate(self.trainer.model, params, self.holdings.test, self.holdings.triggered)
+
+
+class _Clock:
+    """Wall time of the phases of a round, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 6), now

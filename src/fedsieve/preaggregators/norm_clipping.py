@@ -1,0 +1,67 @@
+"""Norm clipping: scales down the updates that are longer than a bound.
+
+Sun, Kairouz, Suresh, McMahan. Can You Really Backdoor Federated Learning? 2019; arXiv 1911.07963.
+
+Variant: a pre-aggregator; without an aggregator behind it, the mean follows, as in the paper.
+Departs: without ``max_norm``, the bound is the median length of the round's updates, so that it follows the training;
+the paper's is fixed. Length is that of the parameters; running statistics are clipped as a vector of their own, to its
+median length.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsieve.core.defense import PreAggregated, ServerView, Updates
+from fedsieve.core.linalg import check_max_norm, clip_updates
+from fedsieve.core.traits import Traits
+
+
+def norm_clipping(x: Float[Tensor, "n d"], max_norm: float | None = None) -> Float[Tensor, "n d"]:
+    """The updates, each longer than the bound scaled down to its length; Sun et al. 2019.
+
+    Args:
+        x: Client updates, [n, d], n >= 1.
+        max_norm: The bound, in the unit of ``x``; None takes the median length of the updates.
+
+    Returns:
+        The clipped updates, [n, d].
+
+    Raises:
+        ParameterError: If ``max_norm`` is not finite and positive.
+
+    >>> import torch
+    >>> norm_clipping(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-30.0, 40.0]]))
+    tensor([[ 1.0000,  0.0000],
+            [ 0.0000,  2.0000],
+            [-1.2000,  1.6000]])
+    """
+    check_max_norm("norm-clipping", max_norm)
+    return clip_updates(x, x.shape[1], max_norm)[0]
+
+
+@dataclass(frozen=True)
+class NormClipping:
+    """Scales down the updates that are longer than a bound.
+
+    Attributes:
+        max_norm: The bound; None takes the median length of the round's updates.
+    """
+
+    max_norm: float | None = None
+    traits: ClassVar[Traits] = Traits(
+        summary="Scales every update down to at most the median length, for the aggregator that follows or the mean",
+        paper="Sun et al., Can You Really Backdoor Federated Learning?, 2019",
+        breaks_at="nothing stated; before the mean, m malicious clients of n move it by m / n of the clipping bound",
+        cost="O(nd)",
+    )
+
+    def __post_init__(self) -> None:
+        check_max_norm("norm-clipping", self.max_norm)
+
+    def preaggregate(self, updates: Updates, view: ServerView, /) -> PreAggregated:
+        """See :class:`fedsieve.core.defense.PreAggregator`."""
+        clipped, _ = clip_updates(updates.matrix, updates.layout.n_parameters, self.max_norm)
+        return PreAggregated(updates.with_matrix(clipped))

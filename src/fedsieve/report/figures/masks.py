@@ -1,0 +1,120 @@
+"""What a detector's diagnosis shows: coordinates of clients, and what masks keep of each layer."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsieve.core.errors import FedSieveError
+from fedsieve.core.records import RoundRecord
+from fedsieve.report.figures.panels import BENIGN, MALICIOUS, ROOT, Lines, add_legend, new_figure, save, separate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def mask_scatter(runs: Lines, path: Path) -> None:
+    """Principal components of the clients' masks in the last round, one panel per pair of keys.
+
+    The first panel of each row shows those of the updates themselves, as the first defense of the row received them,
+    if its records have them.
+
+    Raises:
+        FedSieveError: If a run's records have no coordinates.
+    """
+    columns = list(dict.fromkeys(name for lines in runs.values() for name in lines))
+    last = {heading: {name: records[-1] for name, records in lines.items()} for heading, lines in runs.items()}
+    firsts = {heading: next(iter(lines.values())) for heading, lines in last.items()}
+    raw = any(record.diagnosis and record.diagnosis.updates for record in firsts.values())
+    figure, panels = new_figure(len(runs) * (len(columns) + raw), columns=len(columns) + raw)
+    for panel, (heading, name) in zip(panels, product(runs, [*([None] if raw else []), *columns]), strict=False):
+        panel.set(title=f"{heading}\n{name or 'updates'}", xlabel="component 1", ylabel="component 2")
+        if name is None:
+            seen = firsts[heading].diagnosis
+            if seen and seen.updates:
+                _clients(panel, firsts[heading], seen.updates, decisions=False)
+        elif name in last[heading]:
+            seen = last[heading][name].diagnosis
+            if seen is None:
+                raise FedSieveError(f"{path.name}: the records of {heading}, {name} have no coordinates of masks")
+            _clients(panel, last[heading][name], seen.coordinates)
+            if seen.root is not None:
+                panel.scatter(*seen.root, s=90, marker="*", color=ROOT, label="root model")
+        panel.ticklabel_format(style="sci", scilimits=(-3, 4))
+    add_legend(figure, panels)
+    save(figure, path)
+
+
+def _clients(
+    panel: "Axes", record: RoundRecord, points: Sequence[tuple[float | None, float | None]], decisions: bool = True
+) -> None:
+    """Clients as points, coloured by ground truth.
+
+    Args:
+        panel: Where to draw.
+        record: The round.
+        points: Coordinates of each client.
+        decisions: Whether the marker shows the defense's decision; else clients are dots.
+    """
+    rejected = set(record.rejected or ()) if decisions else set()
+    for bad, out in product((False, True), repeat=2):
+        here = [
+            points[i]
+            for i, client in enumerate(record.clients)
+            if (client in record.malicious) == bad and (client in rejected) == out
+        ]
+        here = [point for point in here if point[0] is not None]
+        label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
+        colour = MALICIOUS if bad else BENIGN
+        panel.scatter(
+            *separate(here),
+            s=22,
+            marker="X" if out else "o" if decisions else ".",
+            label=label if decisions else None,
+            facecolors=colour if out or not decisions else "none",
+            edgecolors=colour,
+        )
+
+
+def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:
+    """The share of each layer that masks keep, of benign and of malicious clients.
+
+    One panel per key; a bar from the smallest to the largest client, each a mean over the second half of the rounds,
+    and a marker at the mean over clients.
+
+    Raises:
+        FedSieveError: If a run's records have no shares.
+    """
+    figure, panels = new_figure(len(runs), sharey=True)
+    for panel, (heading, records) in zip(panels, runs.items(), strict=False):
+        half = [r for r in records[len(records) // 2 :] if r.diagnosis is not None]
+        if not half:
+            raise FedSieveError(f"{path.name}: the records of {heading} have no masks")
+        layers = half[-1].diagnosis.layers if half[-1].diagnosis else ()
+        for bad, name, offset, colour, mark in (
+            (False, "benign", -0.12, BENIGN, "o"),
+            (True, "malicious", 0.12, MALICIOUS, "s"),
+        ):
+            for layer in range(len(layers)):
+                means = _kept(half, layer, bad)
+                if means:
+                    x = layer + offset
+                    panel.plot([x, x], [min(means), max(means)], color=colour, linewidth=2)
+                    label = name if layer == 0 else None
+                    panel.plot(x, sum(means) / len(means), mark, color=colour, label=label)
+        panel.set(title=heading, ylabel="share of the layer that masks keep" if panel is panels[0] else "")
+        panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+        panel.grid(alpha=0.3, axis="y")
+    add_legend(figure, panels)
+    save(figure, path)
+
+
+def _kept(records: Sequence[RoundRecord], layer: int, malicious: bool) -> list[float]:
+    """For each malicious (or benign) client, the mean share of a layer that its mask keeps."""
+    shares: dict[int, list[float]] = {}
+    for record in records:
+        for client, kept in zip(record.clients, record.diagnosis.kept if record.diagnosis else (), strict=True):
+            value = kept[layer]
+            if (client in record.malicious) == malicious and value is not None:
+                shares.setdefault(client, []).append(value)
+    return [sum(values) / len(values) for values in shares.values()]

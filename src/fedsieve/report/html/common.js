@@ -1,0 +1,34 @@
+// The data, helpers that make elements, numbers, and what the page shows at the moment.
+"use strict";
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+const element = (name, attributes = {}, ...children) => {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "class") made.className = value;
+    else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+};
+const SVG = "http://www.w3.org/2000/svg";
+const drawn = (name, attributes = {}, text) => {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  return made;
+};
+const percent = v => (100 * v).toFixed(1);
+const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
+const deviation = values => {
+  const m = mean(values);
+  return Math.sqrt(values.reduce((s, v) => s + (v - m) ** 2, 0) / (values.length - 1));
+};
+const MEASURES = [
+  ["accuracy", "test accuracy (last tenth of the rounds)", true],
+  ["success", "attack success rate (last round)", false],
+  ["fpr", "benign clients rejected (second half)", false],
+  ["fnr", "malicious clients missed (second half)", false],
+];
+const state = {measure: "accuracy", filters: {}, chosen: null};

@@ -1,0 +1,168 @@
+"""A suite's cells as Markdown, CSV and in a terminal."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedsieve.report.text import DASH, markdown_table, number, terminal_table
+from fedsieve.reproduce.plan import Compared, Plan, Suite
+
+_SHORT = "✗"
+_RATES = ("fpr", "fnr", "late_fpr", "late_fnr")
+_HEADINGS = {
+    ("fpr", "fnr"): "Benign clients rejected / malicious clients missed, all {rounds}, %",
+    ("late_fpr", "late_fnr"): "Benign clients rejected / malicious clients missed, second half of {rounds}, %",
+    ("accuracy", "success"): "Test accuracy, last tenth of {rounds} (/ attack success rate at the end), %",
+}
+_HEAD = (
+    "group",
+    "row",
+    "column",
+    "measure",
+    "ours",
+    "deviation",
+    "seeds",
+    "rounds",
+    "paper",
+    "paper_rounds",
+    "difference",
+    "goal",
+    "short",
+    "error",
+)
+
+
+def _text(cells: Sequence[Compared]) -> str:
+    """One field of a table: our numbers, the paper's in brackets, a mark for a missed goal, or why there is nothing.
+
+    Where the paper's runs have another length than ours, both lengths are given.
+    """
+    error = next((cell.error for cell in cells if cell.error), "")
+    if error and all(cell.ours is None for cell in cells):
+        return error.splitlines()[-1][:60]
+    known = [cell for cell in cells if cell.ours is not None or cell.published is not None]
+    if not known:
+        return DASH
+    ours, theirs = " / ".join(number(cell.ours) for cell in known), ""
+    if len(known) == 1 and known[0].deviation is not None:
+        ours += f" ± {number(known[0].deviation)}"
+    beside = [cell for cell in known if cell.published is not None]
+    if beside:
+        theirs = " / ".join(number(cell.published) for cell in known)
+        if (paper := beside[0].paper_rounds) != beside[0].rounds:
+            ours += f" after {beside[0].rounds:,} rounds"
+            theirs += "" if paper is None else f" after {paper:,}"
+        theirs = f" ({theirs})"
+    mark = f" {_SHORT}" if any(cell.short for cell in known) else ""
+    few = f" [{cells[0].seeds} of {cells[0].wanted} seeds]" if 0 < cells[0].seeds < cells[0].wanted else ""
+    return ours + theirs + mark + few
+
+
+def _blocks(suite: Suite, cells: Sequence[Compared]) -> list[tuple[str, str, list[list[str]]]]:
+    """Tables as (group, what is shown, lines of fields), the first line the head."""
+    found = []
+    for group in dict.fromkeys(cell.group for cell in cells):
+        for measures, heading in _HEADINGS.items():
+            here = [c for c in cells if c.group == group and c.measure in measures and c.measure in suite.measures]
+            if not any(c.ours is not None or c.published is not None or c.error for c in here):
+                continue
+            columns = list(dict.fromkeys(c.column for c in here))
+            goals = {c.row: _goal([d for d in here if d.row == c.row]) for c in here}
+            lines = [["", *columns, *(["goal"] if any(goals.values()) else [])]]
+            for row in dict.fromkeys(c.row for c in here):
+                fields = [[c for c in here if (c.row, c.column) == (row, column)] for column in columns]
+                texts = [_text(some) if some else "" for some in fields]
+                lines.append([row, *texts, *([goals[row]] if any(goals.values()) else [])])
+            shown = [k for k in range(len(lines[0])) if k == 0 or any(line[k].strip(DASH) for line in lines[1:])]
+            lengths = {c.rounds for c in here}
+            rounds = f"{lengths.pop():,} rounds" if len(lengths) == 1 else "rounds"
+            found.append((group, heading.format(rounds=rounds), [[line[k] for k in shown] for line in lines]))
+    return found
+
+
+def _goal(cells: Sequence[Compared]) -> str:
+    goals = [c for c in cells if c.goal is not None and c.ours is not None]
+    return ", ".join(f"{'≥' if c.measure == 'accuracy' else '≤'} {number(c.goal)}" for c in goals)
+
+
+def notes(plan: Plan, cells: Sequence[Compared]) -> list[str]:
+    """What a reader has to know about the numbers of a suite, and how many goals are met.
+
+    Args:
+        plan: The suite's plan at one scale.
+        cells: From :func:`fedsieve.reproduce.plan.compare`.
+    """
+    said = [plan.note] if plan.note else []
+    beside = [cell for cell in cells if cell.published is not None]
+    if beside:
+        said.append("In brackets: the paper's numbers.")
+    if any(cell.measure == "accuracy" for cell in beside):
+        said.append("Accuracy: ours is the mean over the last tenth of the rounds, the paper's is the final model's.")
+    if any(cell.measure in _RATES for cell in beside):
+        said.append("Rates: ours are means over all rounds, the paper's over every tenth round.")
+    said += _late_deciders(cells)
+    without = {c.column: None for c in cells if c.measure == "fpr" and c.seeds and c.rates_from is None}
+    if without:
+        said.append(f"Without rates: {', '.join(without)}. They reject no clients or could not decide in these rounds.")
+    aimed = [cell for cell in cells if cell.goal is not None and cell.ours is not None]
+    if aimed:
+        met = sum(not cell.short for cell in aimed)
+        said.append(f"{met} of {len(aimed)} goals are met; {_SHORT} marks the others.")
+    return said
+
+
+def _late_deciders(cells: Sequence[Compared]) -> list[str]:
+    """One note for each column whose defense cannot decide in the first rounds."""
+    said = []
+    for column in dict.fromkeys(cell.column for cell in cells if cell.measure in _RATES):
+        firsts = sorted({c.rates_from for c in cells if c.column == column and c.rates_from is not None})
+        if firsts and firsts[-1] > 1:
+            shown = f"round {firsts[0]}" if len(firsts) == 1 else f"rounds {firsts[0]} to {firsts[-1]}"
+            said.append(f"{column}: rates from {shown} on; before that it cannot decide and accepts all clients.")
+    return said
+
+
+def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> str:
+    """The page of a suite.
+
+    Args:
+        suite: The suite.
+        plan: Its plan at one scale.
+        cells: From :func:`fedsieve.reproduce.plan.compare`.
+        how: Command, versions and date.
+    """
+    parts = [f"# {suite.summary}", how, *notes(plan, cells)]
+    last = None
+    for group, heading, lines in _blocks(suite, cells):
+        parts += [f"## {group}"] if group != last else []
+        last = group
+        parts.append(f"**{heading}**\n\n{markdown_table(lines)}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def terminal(suite: Suite, cells: Sequence[Compared]) -> list[Table]:
+    """The same tables for a terminal."""
+    return [
+        terminal_table(f"{group}\n{heading}", [[escape(text) for text in line] for line in lines])
+        for group, heading, lines in _blocks(suite, cells)
+    ]
+
+
+def write_csv(cells: Sequence[Compared], path: Path) -> None:
+    """One line for each measure of each cell; ``rounds`` is the length of our runs, ``paper_rounds`` the paper's."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_HEAD)
+        for c in cells:
+            if c.ours is None and c.published is None and not c.error:
+                continue
+            difference = None if c.ours is None or c.published is None else c.ours - c.published
+            ours, deviation, paper, difference, goal = (
+                None if v is None else round(v, 5) for v in (c.ours, c.deviation, c.published, difference, c.goal)
+            )
+            labels = [c.group, c.row, c.column, c.measure]
+            numbers = [ours, deviation, c.seeds, c.rounds, paper, c.paper_rounds, difference, goal]
+            writer.writerow([*labels, *numbers, c.short or "", c.error])

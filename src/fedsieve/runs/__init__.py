@@ -1,0 +1,1 @@
+"""Runs experiments: run directories, checkpoints, locks; grids of experiments in worker processes or on Ray."""

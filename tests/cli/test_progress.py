@@ -1,0 +1,44 @@
+"""Progress bars of a run and of a grid."""
+
+from rich.console import Console
+
+from fedsieve.cli.progress import RunProgress, SweepProgress
+from fedsieve.runs.events import Event
+from tests.report.conftest import record
+
+
+def test_progress_of_a_sweep() -> None:
+    console = Console(width=160, record=True, force_terminal=True)
+    with SweepProgress(console, {"a": 10, "b": 10, "c": 10, "d": 10}, {k: f"cell {k}" for k in "abcd"}, False) as shown:
+        shown.show(Event("a", "skipped", 10))
+        shown.show(Event("b", "started"))
+        shown.show(Event("b", "round", 5, "81.0 %"))
+        shown.show(Event("c", "started"))
+        shown.show(Event("c", "failed", text="Traceback\nValueError: [no]"))
+        shown.show(Event("d", "started"))
+        shown.show(Event("d", "done", 10, "90 %"))
+        task = shown._bar.tasks[0]
+        assert (task.completed, task.total) == (25, 30)
+        assert task.fields["text"] == "2 of 4 done, 1 running, 1 failed"
+    assert "ValueError: [no]" in console.export_text()
+
+
+def test_progress_of_a_run() -> None:
+    console = Console(width=160, record=True, force_terminal=True)
+    with RunProgress(console, 3, "digits", hidden=False) as shown:
+        shown.show(record(0, 0.25))
+        shown.show(record(1, None, attack_success_rate=0.5))
+        assert (shown._bar.tasks[0].completed, shown._bar.tasks[0].total) == (2, 3)
+        line = shown._bar.tasks[0].description
+    assert line == "accuracy 25.0 %  FPR 0.0 %  FNR 0.0 %  ASR 50.0 %"
+
+
+def test_hidden_progress_prints_nothing() -> None:
+    console = Console(width=160, record=True, force_terminal=True)
+    with RunProgress(console, 3, "digits", hidden=True) as shown:
+        shown.show(record(0, 0.25, applied=False, note="no update was finite"))
+        assert shown._bar.tasks[0].description.endswith("  (no update was finite)")
+    with SweepProgress(console, {"a": 1}, {"a": "cell"}, hidden=True) as grid:
+        grid.show(Event("a", "started"))
+        grid.show(Event("a", "done", 1))
+    assert console.export_text() == ""

@@ -1,0 +1,120 @@
+"""Numpy arrays of the user's: the test set, tokens, mistakes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.data.arrays import NPZ
+from fedsieve.data.dataset import Dataset, Loader
+from fedsieve.data.user_files import split
+
+
+def test_is_a_loader() -> None:
+    loader = NPZ()
+    assert isinstance(loader, Loader)
+    assert loader.files() == ()
+    for action in (loader.verify, loader.fetch, lambda folder: loader.load(folder, torch.Generator())):
+        with pytest.raises(ParameterError, match=r"^npz: file is not set; name one, e\.g\. --set dataset\.file="):
+            action(Path())
+
+
+def load(folder: Path, seed: int = 0, tokens: bool = False, **arrays: Any) -> Dataset:
+    np.savez(folder / "a.npz", **arrays)
+    loader = NPZ(file=str(folder / "a.npz"), tokens=tokens)
+    loader.verify(Path())
+    loader.fetch(Path())
+    return loader.load(Path(), torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64, np.bool_])
+def test_split(tmp_path: Path, dtype: Any) -> None:
+    x = np.arange(40).reshape(10, 2, 2).astype(dtype)
+    y = np.array([3, -5, 9, 3, 9, -5, 3, 3, 9, 9], np.int8)
+    data = load(tmp_path, x=x, y=y, clients=np.array(list("abcdabcdab")), other=np.zeros(3))
+    train, test = split("npz", 10, 0.2, torch.Generator().manual_seed(0))
+    assert data.x_train.dtype == torch.float32
+    assert data.x_train.equal(torch.from_numpy(x.astype(np.float32))[train])
+    assert data.x_test.equal(torch.from_numpy(x.astype(np.float32))[test])
+    labels = torch.tensor([1, 0, 2, 1, 2, 0, 1, 1, 2, 2])
+    assert data.y_train.equal(labels[train])
+    assert data.y_test.equal(labels[test])
+    assert data.n_classes == 3
+    assert data.owners is not None
+    assert data.owners.equal((torch.arange(10) % 4)[train])
+
+
+def test_own_test_set(tmp_path: Path) -> None:
+    data = load(tmp_path, x=np.ones((4, 3)), y=[0, 1, 0, 1], x_test=np.zeros((2, 3)), y_test=np.array([2, 0]))
+    assert data.y_train.tolist() == [0, 1, 0, 1]
+    assert data.y_test.tolist() == [2, 0]
+    assert data.x_test.eq(0).all()
+    assert data.n_classes == 3
+    assert data.owners is None
+
+
+def test_tokens(tmp_path: Path) -> None:
+    x = np.array([[1, 2, 0], [4, 0, 0], [3, 3, 3]], np.uint16)
+    data = load(tmp_path, tokens=True, x=x, y=[0, 1, 0])
+    assert data.x_train.dtype == torch.int64
+    assert data.vocabulary == ("0", "1", "2", "3", "4")
+    words = np.array(["<pad>", "<unk>", "a", "b", "c", "d"])
+    assert load(tmp_path, tokens=True, x=x, y=[0, 1, 0], vocabulary=words).vocabulary == tuple(words)
+    with pytest.raises(CorruptDataError, match="x has token 4, its vocabulary 4 words"):
+        load(tmp_path, tokens=True, x=x, y=[0, 1, 0], vocabulary=words[:4])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.ones((2, 3))}, "must have arrays x and y, and x_test and y_test or neither; it has x"),
+        ({"x": np.ones((2, 3)), "y": [0, 1], "x_test": np.ones((2, 3))}, "must have arrays"),
+        ({"x": np.ones((2, 3)), "y": [0.0, 1.0]}, r"y must be integers \[N\], got float64 of shape \[2\]"),
+        ({"x": np.ones((2, 3)), "y": [[0, 1]]}, r"y must be integers \[N\], got int64 of shape \[1, 2\]"),
+        ({"x": np.ones(2), "y": [0, 1]}, r"x must be numbers .* got float64 of shape \[2\]"),
+        ({"x": np.array([["a"], ["b"]]), "y": [0, 1]}, r"x must be numbers .* got <U1"),
+        ({"x": np.array([[{}], [{}]]), "y": [0, 1]}, r"is not a whole \.npz file without pickles: Object arrays"),
+        ({"x": np.ones((3, 3)), "y": [0, 1]}, r"x has shape \[3, 3\], y has 2 labels"),
+        ({"x": np.ones((0, 3)), "y": np.array([], int)}, r"x has shape \[0, 3\], y has 0 labels"),
+        ({"x": np.array([[1.0], [np.nan]]), "y": [0, 1]}, "x has a value that is not finite in float32"),
+        ({"x": np.array([[1.0], [1e300]]), "y": [0, 1]}, "x has a value that is not finite in float32"),
+        ({"x": np.ones((2, 3)), "y": [0, 1], "clients": [1]}, r"clients has shape \[1\], expected \[2\]"),
+        (
+            {"x": np.ones((2, 3)), "y": [0, 1], "x_test": np.ones((2, 4)), "y_test": [0, 1]},
+            r"x has samples of shape \[3\], x_test of shape \[4\]",
+        ),
+    ],
+)
+def test_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorruptDataError, match=message) as error:
+        load(tmp_path, **arrays)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_tokens(tmp_path: Path) -> None:
+    with pytest.raises(CorruptDataError, match=r"x must be integers \[N, length\], got float64"):
+        load(tmp_path, tokens=True, x=np.ones((2, 3)), y=[0, 1])
+    with pytest.raises(CorruptDataError, match=r"x has token -1, but token ids begin with 0"):
+        load(tmp_path, tokens=True, x=np.array([[1], [-1]]), y=[0, 1])
+
+
+def test_one_class(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"^npz: y has 1 distinct values; classes must be 2 to 1000$"):
+        load(tmp_path, x=np.ones((2, 3)), y=[4, 4])
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=r"a\.npz cannot be read: No such file or directory"):
+        NPZ(file=str(tmp_path / "a.npz")).verify(Path())
+    np.savez(tmp_path / "a.npz", x=np.ones((20, 3)), y=np.arange(20))
+    whole = (tmp_path / "a.npz").read_bytes()
+    np.save(tmp_path / "one.npy", np.ones(3))
+    for content in (b"", b"nonsense", whole[:-30], (tmp_path / "one.npy").read_bytes()):
+        (tmp_path / "b.npz").write_bytes(content)
+        with pytest.raises(CorruptDataError, match=r"b\.npz is not a whole \.npz file without pickles: ."):
+            NPZ(file=str(tmp_path / "b.npz")).verify(Path())
+    with pytest.raises(ParameterError, match=r"^npz: test must be above 0 and below 1, got 2"):
+        NPZ(test=2.0)

@@ -1,0 +1,73 @@
+"""The margin loss against loops, and what must not change it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsieve.detectors.sieve.margin import margin
+
+
+def drawn(k: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(c, (k,), generator=g)
+    return 3 * torch.randn(k, c, generator=g, dtype=torch.float64), y
+
+
+def margin_by_hand(logits: list[list[float]], y: list[int]) -> float:
+    classes, c = sorted(set(y)), len(logits[0])
+    means = {a: [0.0] * c for a in classes}
+    for a in classes:
+        rows = [row for row, label in zip(logits, y, strict=True) if label == a]
+        means[a] = [sum(row[b] for row in rows) / len(rows) for b in range(c)]
+    overall = [sum(means[a][b] for a in classes) / len(classes) for b in range(c)]
+    total = 0.0
+    for a in classes:
+        centred = [means[a][b] - overall[b] for b in range(c)]
+        total += centred[a] - sum(centred) / c
+    return -total / len(classes)
+
+
+cases = given(k=st.integers(1, 12), c=st.integers(2, 5), seed=st.integers(0, 10**6))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@cases
+def test_against_loops(k: int, c: int, seed: int) -> None:
+    logits, y = drawn(k, c, seed)
+    assert float(margin(logits, y)) == pytest.approx(margin_by_hand(logits.tolist(), y.tolist()), abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@cases
+def test_a_constant_added_to_a_classs_logits_changes_nothing(k: int, c: int, seed: int) -> None:
+    # which is what a skewed mix of labels does to a model's logits
+    logits, y = drawn(k, c, seed)
+    moved = logits + torch.arange(c, dtype=torch.float64)
+    torch.testing.assert_close(margin(moved, y), margin(logits, y), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@cases
+def test_is_linear_and_ignores_constants_of_samples(k: int, c: int, seed: int) -> None:
+    logits, y = drawn(k, c, seed)
+    other, _ = drawn(k, c, seed + 1)
+    torch.testing.assert_close(margin(2 * logits + other, y), 2 * margin(logits, y) + margin(other, y))
+    shift = torch.linspace(-5, 5, k, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(margin(logits + shift, y), margin(logits, y), rtol=1e-9, atol=1e-9)
+
+
+def test_counts_classes_not_samples() -> None:
+    logits, y = drawn(9, 3, 0)
+    repeated = torch.cat([logits, logits[y == 1], logits[y == 1]])
+    labels = torch.cat([y, y[y == 1], y[y == 1]])
+    assert (y == 1).any()
+    torch.testing.assert_close(margin(repeated, labels), margin(logits, y))
+
+
+def test_by_hand() -> None:
+    # two classes whose own logit is higher by 1: means [[1, 0], [0, 1]], centred [[.5, -.5], [-.5, .5]]
+    assert float(margin(torch.eye(2), torch.arange(2))) == -0.5
+    assert float(margin(torch.eye(2), 1 - torch.arange(2))) == 0.5
+    assert float(margin(torch.eye(2)[:1], torch.zeros(1, dtype=torch.long))) == 0  # one class has no margin

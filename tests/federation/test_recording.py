@@ -1,0 +1,103 @@
+"""The record of a round."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from fedsieve.core.defense import Aggregate, Diagnosis, Updates
+from fedsieve.core.layout import Layout
+from fedsieve.core.seeding import stream
+from fedsieve.federation.evaluation import Scores
+from fedsieve.federation.recording import _diagnosis, round_record
+from fedsieve.federation.server import Decision
+from tests.federation.conftest import DIGITS, records_of
+
+
+def decision(screened: list[bool], **aggregate: Any) -> Decision:
+    n = len(screened)
+    found = {"update": torch.tensor([3.0, 4.0]), "weights": torch.full((n,), 1 / n), **aggregate}
+    return Decision(Aggregate(**found), torch.tensor(screened), True, "")
+
+
+class TestRoundRecord:
+    updates = Updates(torch.ones(4, 2), torch.tensor([9, 3, 5, 7]), Layout.of({"w": torch.zeros(2)}))
+
+    def test_fields(self) -> None:
+        accepted, scores = torch.tensor([True, False, False, True]), torch.tensor([0.5, 2.0, torch.nan, torch.inf])
+        decided = decision([False, False, True, False], accepted=accepted, scores=scores)
+        record = round_record(6, self.updates, (5, 1, 9), decided, Scores(0.75, 1.5, 0.25, 0.5))
+        assert (record.round, record.clients, record.malicious) == (6, (9, 3, 5, 7), (9, 5))
+        assert (record.rejected, record.screened) == ((3, 5), (5,))
+        assert record.weights == (0.25,) * 4
+        assert record.scores == (0.5, 2.0, None, None)
+        assert record.update_norm == pytest.approx(5.0)
+        assert (record.test_accuracy, record.test_loss) == (0.75, 1.5)
+        assert (record.attack_success_rate, record.attack_success_rate_all) == (0.25, 0.5)
+        assert (record.false_positive_rate, record.false_negative_rate) == (0.5, 0.5)
+        assert (record.applied, record.note, record.diagnosis, record.seconds) == (True, "", None, {})
+
+    def test_without_decisions(self) -> None:
+        record = round_record(0, self.updates, (5,), decision([False] * 4), Scores())
+        assert (record.rejected, record.scores) == (None, None)
+        assert (record.false_positive_rate, record.false_negative_rate) == (None, None)
+
+    def test_numbers_that_are_not_finite(self) -> None:
+        decided = decision(
+            [False] * 4, update=torch.tensor([torch.inf, 0]), weights=torch.tensor([torch.nan, 0.5, 0.5, 0])
+        )
+        record = round_record(0, self.updates, (), decided, Scores())
+        assert record.update_norm is None
+        assert record.weights == (None, 0.5, 0.5, 0)
+
+    def test_a_diagnosis_is_rounded(self) -> None:
+        found = Diagnosis(
+            torch.tensor([[1.26, torch.nan]] * 4), torch.tensor([0.04, 2.0]), ("one",), torch.full((4, 1), 1 / 3),
+            ("late", "", "", ""),
+        )  # fmt: skip
+        record = round_record(0, self.updates, (), decision([False] * 4, diagnosis=found), Scores()).diagnosis
+        assert record is not None
+        assert record.coordinates == ((1.3, None),) * 4
+        assert record.root == (0.0, 2.0)
+        assert record.kept == ((0.333,),) * 4
+        assert (record.layers, record.reasons) == (("one",), ("late", "", "", ""))
+
+
+class TestPositionsOfUpdates:
+    @staticmethod
+    def recorded(matrix: Tensor) -> list[tuple[float | None, float | None]]:
+        n = len(matrix)
+        seen = Diagnosis(matrix.new_zeros(n, 2), None, ("one",), matrix.new_ones(n, 1), ("",) * n)
+        found = _diagnosis(seen, matrix, torch.isfinite(matrix).all(dim=1)).updates
+        assert found is not None
+        return list(found)
+
+    def test_are_along_their_principal_components(self) -> None:
+        matrix = torch.randn(9, 40, generator=stream(0, "test")) * 1e-3
+        matrix[4, 7] = torch.nan
+        found = self.recorded(matrix)
+        assert found[4] == (None, None)
+        finite = [k for k in range(9) if k != 4]
+        ours = np.array([found[k] for k in finite], dtype=float)
+        theirs = PCA(2).fit_transform(matrix[finite].double().numpy())
+        assert np.abs(ours) == pytest.approx(np.abs(theirs), rel=1e-3, abs=1e-7)
+        assert np.abs((ours * theirs).sum(axis=0)) == pytest.approx((theirs**2).sum(axis=0), rel=1e-3)
+
+    def test_of_huge_updates_and_without_finite_ones(self) -> None:
+        matrix = torch.zeros(4, 3)
+        matrix[0] = 3e38
+        found = self.recorded(matrix)
+        assert found[1] == found[2] == found[3]
+        assert found[0][0] != found[1][0]
+        assert all(x is not None for pair in found for x in pair)
+        assert self.recorded(torch.full((2, 3), torch.nan)) == [(None, None)] * 2
+        assert self.recorded(torch.ones(1, 3)) == [(0, 0)]
+
+    def test_are_in_every_record(self) -> None:
+        for record in records_of(DIGITS, attack="min-max", defense={"name": "skymask", "mask_steps": 3}, malicious=2):
+            assert record.diagnosis is not None
+            assert record.diagnosis.updates is not None
+            assert len(record.diagnosis.updates) == 8

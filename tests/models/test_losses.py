@@ -1,0 +1,48 @@
+"""The batch cross-entropy, against plain loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsieve.core.defense import LossName
+from fedsieve.models.losses import LOSSES, batch_cross_entropy
+
+
+def drawn(k: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(c, (k,), generator=g)
+    return 3 * torch.randn(k, c, generator=g, dtype=torch.float64), y
+
+
+def by_hand(logits: list[list[float]], y: list[int]) -> float:
+    total = 0.0
+    for row, label in zip(logits, y, strict=True):
+        total -= row[label] - math.log(sum(math.exp(other[label]) for other in logits))
+    return total / len(y)
+
+
+cases = given(k=st.integers(1, 12), c=st.integers(2, 5), seed=st.integers(0, 10**6))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@cases
+def test_batch_cross_entropy_against_loops(k: int, c: int, seed: int) -> None:
+    logits, y = drawn(k, c, seed)
+    assert float(batch_cross_entropy(logits, y)) == pytest.approx(by_hand(logits.tolist(), y.tolist()), abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@cases
+def test_a_constant_added_to_a_classs_logits_changes_nothing(k: int, c: int, seed: int) -> None:
+    # which is what a skewed mix of labels does to a model's logits
+    logits, y = drawn(k, c, seed)
+    moved = logits + torch.arange(c, dtype=torch.float64)
+    torch.testing.assert_close(batch_cross_entropy(moved, y), batch_cross_entropy(logits, y), rtol=1e-9, atol=1e-9)
+
+
+def test_names_are_complete() -> None:
+    assert set(LOSSES) == set(LossName.__args__)

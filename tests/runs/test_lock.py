@@ -1,0 +1,80 @@
+"""Locks on run directories: one holder at a time, and none longer than its process lives."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsieve.core.errors import FedSieveError
+from fedsieve.runs.lock import claimed
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fedsieve.runs.lock import claimed
+with claimed(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path / "cell") as first:
+        assert first
+        with claimed(tmp_path / "cell") as second:
+            assert not second
+        with claimed(tmp_path / "cell") as third:  # the failed claim has not released the lock
+            assert not third
+        with claimed(tmp_path / "other") as other:
+            assert other
+    with claimed(tmp_path / "cell") as again:
+        assert again
+
+
+def test_an_error_in_the_block_releases(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "cell"):
+        raise ZeroDivisionError
+    with claimed(tmp_path / "cell") as again:
+        assert again
+
+
+def test_the_run_directory_itself_is_left_alone(tmp_path: Path) -> None:
+    with claimed(tmp_path / "new" / "cell"):
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [".locks"]
+
+
+def test_a_killed_process_releases(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "cell")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "True\n"
+            with claimed(tmp_path / "cell") as mine:
+                assert not mine
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    with claimed(tmp_path / "cell") as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("in_the_way", ["grid", "grid/.locks"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, in_the_way: str) -> None:
+    path = tmp_path / in_the_way
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a file in the way")
+    with pytest.raises(FedSieveError) as error, claimed(tmp_path / "grid" / "cell"):
+        pass
+    assert str(error.value).startswith(f"can't lock run directories in {tmp_path}/grid/.locks: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
+    with pytest.raises(FedSieveError, match="does not appear to support flock"), claimed(tmp_path / "cell"):
+        pass

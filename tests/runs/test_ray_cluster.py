@@ -1,0 +1,58 @@
+"""Sweeps on a Ray cluster."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsieve.config.experiment import Experiment
+from fedsieve.core.errors import FedSieveError
+from fedsieve.runs.events import Event
+from fedsieve.runs.grid import expand
+from fedsieve.runs.ray_cluster import sweep_on_ray
+from fedsieve.runs.sweep import sweep
+from tests.runs.conftest import TINY, lines_of
+
+
+def swept(experiments: list[Experiment], out: Path, jobs: int = 2) -> tuple[dict[str, str], list[Event]]:
+    events: list[Event] = []
+    return sweep(experiments, out, Path(), "cpu", jobs, events.append), events
+
+
+@pytest.mark.filterwarnings("ignore")  # what a cluster warns of is not ours
+class TestRay:
+    def test_without_ray(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(FedSieveError, match=r"pip install fedsieve\[ray\]"):
+            sweep_on_ray([], tmp_path, Path(), "cpu", "auto", lambda event: None)
+
+    def test_a_local_cluster_loses_a_worker(self, tmp_path: Path) -> None:
+        ray = pytest.importorskip("ray")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+        try:
+            cells = expand({**TINY, "rounds": 80, "defense": ["mean", "sieve"], "seed": [0, 1]})
+            events: list[Event] = []
+            victim = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+            results = sweep_on_ray(cells, tmp_path, Path(), "cpu", "auto", events.append)
+            assert "killed" in victim.communicate(timeout=60)[0]
+        finally:
+            ray.shutdown()
+        assert results == {e.key: "" for e in cells}
+        straight, _ = swept(cells, tmp_path / "straight")
+        assert set(straight.values()) == {""}
+        for cell in cells:
+            assert lines_of(tmp_path / cell.key) == lines_of(tmp_path / "straight" / cell.key)
+        assert {e.kind for e in events} == {"started", "done"}
+
+
+# Kills the first worker that has run some rounds, from outside, as a machine that goes down would.
+KILLER = """
+import os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1])
+while not any(len(p.read_bytes().splitlines()) > 5 for p in folder.glob("*/records.jsonl")):
+    time.sleep(0.02)
+found = subprocess.run(["pgrep", "-f", "ray::_ray_cell"], capture_output=True, text=True).stdout.split()
+os.kill(int(found[0]), signal.SIGKILL)
+print("killed")
+"""

@@ -1,0 +1,108 @@
+"""A run is reproducible to the byte, and so is one that was killed and resumed."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fedsieve.config.experiment import Experiment
+from fedsieve.core.metrics import summarize
+from fedsieve.runs.directory import RunDirectory
+from fedsieve.runs.run import run
+from tests.runs.conftest import (
+    ALL,
+    ATTACKER,
+    CPU,
+    DETECTOR,
+    FILES,
+    NOWHERE,
+    SKYMASK,
+    KilledError,
+    assert_same_run,
+    run_into,
+    without_seconds,
+)
+
+
+class TestSame:
+    @pytest.mark.parametrize("settings", [ALL, DETECTOR, ATTACKER, SKYMASK])
+    def test_twice_to_the_byte(self, doubles: ModuleType, tmp_path: Path, settings: dict[str, Any]) -> None:
+        run_into(settings, tmp_path / "one")
+        torch.manual_seed(77)
+        run_into(settings, tmp_path / "two")
+        assert_same_run(tmp_path / "one", tmp_path / "two")
+
+    @pytest.mark.parametrize("settings", [ALL, DETECTOR, ATTACKER, SKYMASK])
+    @pytest.mark.parametrize("kill_after", [0, 2])
+    def test_resumed_equals_straight(
+        self, doubles: ModuleType, tmp_path: Path, settings: dict[str, Any], kill_after: int
+    ) -> None:
+        straight, _ = run_into(settings, tmp_path / "straight")
+        with pytest.raises(KilledError):
+            run_into(settings, tmp_path / "killed", kill_after=kill_after, checkpoint_every=0.0)
+        assert len(without_seconds(tmp_path / "killed")) == kill_after + 1
+        reported: list[int] = []
+        records, summary = run(
+            Experiment.of(settings),
+            out=tmp_path / "killed",
+            data=NOWHERE,
+            device=CPU,
+            resume=True,
+            on_round=lambda record: reported.append(record.round),
+        )
+        assert reported == list(range(kill_after + 1, len(straight)))  # what was done is not done again
+        assert_same_run(tmp_path / "killed", tmp_path / "straight")
+        assert len(records) == len(straight)
+        assert summary == summarize(straight)
+        assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == FILES
+
+    def test_killed_again_and_again(self, doubles: ModuleType, tmp_path: Path) -> None:
+        run_into(ALL, tmp_path / "straight")
+        for k in range(6):
+            with pytest.raises(KilledError):
+                run_into(ALL, tmp_path / "killed", kill_after=k, checkpoint_every=0.0, resume=True)
+        run_into(ALL, tmp_path / "killed", resume=True)
+        assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+    def test_an_interruption_leaves_a_checkpoint(self, doubles: ModuleType, tmp_path: Path) -> None:
+        run_into(ALL, tmp_path / "straight")
+        with pytest.raises(KilledError):
+            run_into(ALL, tmp_path / "killed", kill_after=3)  # long before the first one is due
+        state = RunDirectory(tmp_path / "killed").load(CPU)
+        assert state is not None
+        assert state.round == 4
+        run_into(ALL, tmp_path / "killed", resume=True)
+        assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+    @pytest.mark.parametrize("before", [None, 2])
+    def test_rounds_after_the_checkpoint_are_run_again(
+        self, doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None
+    ) -> None:
+        """A kill that leaves no time to save, with no checkpoint so far or with one of round ``before``."""
+        run_into(ALL, tmp_path / "straight")
+        out = tmp_path / "killed"
+        if before is not None:
+            with pytest.raises(KilledError):
+                run_into(ALL, out, kill_after=before, checkpoint_every=0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(RunDirectory, "save", lambda *_: None)
+            with pytest.raises(KilledError):
+                run_into(ALL, out, kill_after=5, resume=True)
+        state = RunDirectory(out).load(CPU)
+        assert (None if state is None else state.round) == (None if before is None else before + 1)
+        assert len(without_seconds(out)) == 6
+        run_into(ALL, out, resume=True)
+        assert_same_run(out, tmp_path / "straight")
+
+    def test_a_finished_run_stays(self, doubles: ModuleType, tmp_path: Path) -> None:
+        first, summary = run_into(ALL, tmp_path)
+        before = (tmp_path / "records.jsonl").read_bytes()
+        assert run_into(ALL, tmp_path, resume=True) == (first, summary)
+        assert (tmp_path / "records.jsonl").read_bytes() == before
+
+    def test_resume_of_nothing(self, doubles: ModuleType, tmp_path: Path) -> None:
+        run_into(ALL, tmp_path / "straight")
+        run_into(ALL, tmp_path / "new", resume=True)
+        assert_same_run(tmp_path / "new", tmp_path / "straight")
