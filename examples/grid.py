@@ -1,18 +1,18 @@
-"""Many experiments at once, for the tables below docs/results: what the scripts beside this file share."""
+"""Many experiments at once, for the tables below docs/results: helpers that the scripts beside this file share."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsieve.report.progress import SweepProgress
-from fedsieve.runs.directory.sweep import sweep
 from rich.console import Console
 
 from fedsieve import Experiment, FedSieveError, summarize
+from fedsieve.cli.progress import SweepProgress
 from fedsieve.data.store import data_folder
 from fedsieve.report.text import markdown_table, number
 from fedsieve.runs.directory import RunDirectory
+from fedsieve.runs.sweep import sweep
 
 OUT, RUNS = Path("docs/results"), Path("runs")
 Cell = Mapping[str, Any]

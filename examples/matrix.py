@@ -1,7 +1,7 @@
 """Every attack against every defense, on the digits: `make matrix`.
 
-Thirty clients, six of them malicious, unlike data (q = 0.5), and attackers who see the benign updates and know the
-defense, where they ask. Writes docs/results/digits-matrix.csv and the tables of docs/results/digits-matrix.md.
+Thirty clients, six of them malicious, non-IID data (q = 0.5); attackers see the benign updates and, where they ask,
+may simulate the defense. Writes docs/results/digits-matrix.csv and the tables of docs/results/digits-matrix.md.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from fedsieve.report.text import number
 
 OTHER_DATA = {"edge-case", "phrase"}  # need colour images and text
 ALIASES = {"fedavg"}
-CHAINS = ("skymask,trimmed-mean", "momentum,median")
+CHAINS = ("sieve,trimmed-mean", "momentum,median")
 BACKDOORS = ("scaling", "lie-backdoor", "mixture")
 
 

@@ -1,7 +1,7 @@
 """Stand-ins that experiments name as ``doubles:Class``, as a user names theirs; see the fixture ``doubles``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -279,3 +279,13 @@ class Momentum:
         noise = torch.randn(len(mean), generator=view.generator, dtype=mean.dtype)
         kept = {"mean": total, "seen": [state["seen"][0] + 1, (None, "text")]}
         return Aggregate(total + 0.01 * noise, mean.new_full((n,), 1 / n), state=kept)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A detector with a default that a function makes; accepts every client."""
+
+    weights: list[float] = field(default_factory=lambda: [1.0, 2.0])
+
+    def detect(self, updates: Updates, view: ServerView, /) -> Detection:
+        return Detection(None)

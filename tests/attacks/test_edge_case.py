@@ -136,7 +136,7 @@ class TestFile:
             assert found.x[:, 0, 0, 0].tolist() == [7]
 
     def test_missing(self, tmp_path: Path, make_poison_view: Callable[..., PoisonView]) -> None:
-        message = f"{tmp_path / PLACE} is missing; edge-case needs {FORMAT}; the README says how to get it"
+        message = f"{tmp_path / PLACE} is missing; edge-case needs {FORMAT}; docs/data.md says how to get it"
         with pytest.raises(MissingDataError) as error:
             EdgeCase(target=0).poison(*clean(3), make_poison_view(folder=tmp_path, encode=encode))
         assert str(error.value) == message

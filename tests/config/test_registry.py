@@ -329,3 +329,8 @@ class TestEntryPoints:
     def test_the_same_one_twice(self, entries: list[EntryPoint]) -> None:
         entries += [EntryPoint("mine", "doubles:Spy", "fedsieve.attacks")] * 2
         assert registry.names("attacks") == ("mine",)
+
+
+def test_a_default_that_a_function_makes(doubles: ModuleType) -> None:
+    assert registry.complete("defenses", "doubles:Weighted", {}) == {"weights": [1.0, 2.0]}
+    assert registry.build("defenses", "doubles:Weighted", {"weights": [3.0]}).weights == [3.0]

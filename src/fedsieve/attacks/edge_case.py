@@ -38,7 +38,7 @@ def read(path: Path, part: str) -> UInt8[ndarray, "k height width channels"]:
         CorruptDataError: If it has another format.
     """
     if not path.is_file():
-        raise MissingDataError(f"{path} is missing; edge-case needs {FORMAT}; the README says how to get it")
+        raise MissingDataError(f"{path} is missing; edge-case needs {FORMAT}; docs/data.md says how to get it")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             images: ndarray = arrays[part]

@@ -147,7 +147,7 @@ def complete(
     if missing:
         raise ParameterError(f"{kind[:-1]} {name}: parameter {missing[0]} has no default; set it")
     found = {
-        k: _converted(f"{kind[:-1]} {name}", cls, k, parameters[k]) if k in parameters else p.default
+        k: _converted(f"{kind[:-1]} {name}", cls, k, parameters[k]) if k in parameters else _default(cls, p)
         for k, p in signature.items()
         if k not in specs
     }
@@ -257,6 +257,13 @@ def _signature(kind: str, cls: type) -> Mapping[str, inspect.Parameter]:
     """Parameters that a user may set."""
     given = MODEL_ARGUMENTS if kind == "models" else ()
     return {k: p for k, p in inspect.signature(cls).parameters.items() if k not in given}
+
+
+def _default(cls: type, parameter: inspect.Parameter) -> Any:
+    """The default of a parameter; a dataclass states some as a function that makes it."""
+    made = {f.name: f.default_factory for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    factory = made.get(parameter.name, dataclasses.MISSING)
+    return parameter.default if factory is dataclasses.MISSING else factory()
 
 
 @cache

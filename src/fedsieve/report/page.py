@@ -23,8 +23,8 @@ _SCRIPTS = ("common.js", "overview.js", "run.js")
 _SHORT = {
     "accuracy": "late_test_accuracy",
     "success": "attack_success_rate",
-    "fpr": "late_false_positive_rate",
-    "fnr": "late_false_negative_rate",
+    "fpr": "false_positive_rate",
+    "fnr": "false_negative_rate",
 }
 _CURVES = {
     "accuracy": "test_accuracy",

@@ -16,8 +16,8 @@ from fedsieve.report.text import DASH, markdown_table, number, terminal_table
 MEASURES = {
     "late_test_accuracy": ("Test accuracy, last tenth of the rounds", True),
     "attack_success_rate": ("Attack success rate, last round", False),
-    "late_false_positive_rate": ("Benign clients rejected, second half of the rounds", False),
-    "late_false_negative_rate": ("Malicious clients missed, second half of the rounds", False),
+    "false_positive_rate": ("Benign clients rejected, all rounds", False),
+    "false_negative_rate": ("Malicious clients missed, all rounds", False),
 }
 WORST = "worst"
 

@@ -28,7 +28,7 @@ const deviation = values => {
 const MEASURES = [
   ["accuracy", "test accuracy (last tenth of the rounds)", true],
   ["success", "attack success rate (last round)", false],
-  ["fpr", "benign clients rejected (second half)", false],
-  ["fnr", "malicious clients missed (second half)", false],
+  ["fpr", "benign clients rejected (all rounds)", false],
+  ["fnr", "malicious clients missed (all rounds)", false],
 ];
 const state = {measure: "accuracy", filters: {}, chosen: null};
