@@ -61,7 +61,7 @@ class TestRun:
         seen = words(result.out)
         assert "label-flip (6 of 30 clients malicious) against mean, digits, mlp, 2 rounds, seed 0" in seen
         assert "Test accuracy" in seen
-        assert "Detection mean rejects nobody" in seen
+        assert "Detection mean rejects no client" in seen
         assert "Run directory here" in seen
         assert "2/2" in result.err
 

@@ -85,7 +85,7 @@ def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
     if result["attack_success_rate"] is not None:
         table.add_row("Attack success rate", percent(result["attack_success_rate"]))
     if result["false_positive_rate"] is None:
-        table.add_row("Detection", f"{result['defense']} rejects nobody")
+        table.add_row("Detection", f"{result['defense']} rejects no client")
     else:
         late, whole = result["late_false_positive_rate"], result["false_positive_rate"]
         table.add_row(
