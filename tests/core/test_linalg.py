@@ -213,13 +213,12 @@ class TestClipping:
         assert torch.equal(clipped[within], x[within])
         assert linalg.row_norms(clipped[~within]).tolist() == pytest.approx([bound] * int((~within).sum()))
 
-    def test_mean_of_clipped_statistics(self) -> None:
-        statistics = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, -2.0], [3e8, 4e8]], dtype=torch.float64)
-        weights = torch.tensor([0.5, 0.25, 0.0, 0.25])
-        # lengths 5, 1, 2 and 5e8: the median is 3.5, so the first and the last row become (2.1, 2.8)
-        found = linalg.mean_statistics(statistics, weights)
-        assert found.tolist() == pytest.approx([0.75 * 2.1, 0.75 * 2.8 + 0.25])
-        assert linalg.mean_statistics(statistics[:, :0], weights).shape == (0,)
+    def test_clip_to_median(self) -> None:
+        statistics = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0], [3e8, 4e8]])
+        # lengths 5, 1, 2 and 5e8: the median is 3.5
+        clipped = linalg.clip_to_median(statistics)
+        assert clipped.flatten().tolist() == pytest.approx([2.1, 2.8, 0, 1, 2, 0, 2.1, 2.8])
+        assert linalg.clip_to_median(statistics[:, :0]).shape == (4, 0)
 
     @pytest.mark.parametrize("max_norm", [None, 2.0])
     def test_parameters_and_statistics_apart(self, max_norm: float | None) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.errors import BoundError, ParameterError
-from fedsieve.core.linalg import krum_scores, lowest, mean_statistics, pairwise_sq_distances, uniform_weights
+from fedsieve.core.linalg import clip_to_median, krum_scores, lowest, pairwise_sq_distances, uniform_weights
 from fedsieve.core.traits import Traits
 
 _PAPER = "Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017"
@@ -155,5 +155,5 @@ def _mean_of(
 ) -> Aggregate:
     """Mean of the selected rows; their running statistics are clipped, since they took no part in the selection."""
     weights = uniform_weights(rows, updates.matrix.dtype)
-    statistics = mean_statistics(updates.statistics, weights)
+    statistics = weights @ clip_to_median(updates.statistics)
     return Aggregate(torch.cat([updates.parameters[rows].mean(dim=0), statistics]), weights, accepted, scores)

@@ -81,15 +81,6 @@ def clip_to_median(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return clip_rows(x, float(middle(row_norms(x)))) if x.shape[1] else x
 
 
-def mean_statistics(statistics: Float[Tensor, "n s"], weights: Float[Tensor, " n"]) -> Float[Tensor, " s"]:
-    """Weighted mean of the running statistics, each row clipped to the median length of all rows.
-
-    For aggregators that weigh clients by their parameters: without clipping, a client with ordinary parameters could
-    move the statistics without bound.
-    """
-    return weights.to(statistics.dtype) @ clip_to_median(statistics)
-
-
 def check_max_norm(defense: str, max_norm: float | None) -> None:
     """Raise :class:`ParameterError`, in the name of ``defense``, where a clipping bound is not finite and positive."""
     if max_norm is not None and not (max_norm > 0 and isfinite(max_norm)):
