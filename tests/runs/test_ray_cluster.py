@@ -31,7 +31,7 @@ class TestRay:
         ray = pytest.importorskip("ray")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
         try:
-            cells = expand({**TINY, "rounds": 80, "defense": ["mean", "sieve"], "seed": [0, 1]})
+            cells = expand({**TINY, "rounds": 160, "defense": ["mean", "sieve"], "seed": [0, 1]})
             events: list[Event] = []
             victim = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
             results = sweep_on_ray(cells, tmp_path, Path(), "cpu", "auto", events.append)
@@ -52,7 +52,9 @@ import os, pathlib, signal, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])
 while not any(len(p.read_bytes().splitlines()) > 5 for p in folder.glob("*/records.jsonl")):
     time.sleep(0.02)
-found = subprocess.run(["pgrep", "-f", "ray::_ray_cell"], capture_output=True, text=True).stdout.split()
+found = []
+while not found:  # between two cells no worker has this title
+    found = subprocess.run(["pgrep", "-f", "ray::_ray_cell"], capture_output=True, text=True).stdout.split()
 os.kill(int(found[0]), signal.SIGKILL)
 print("killed")
 """
