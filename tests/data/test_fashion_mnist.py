@@ -64,6 +64,7 @@ def test_bad_idx(raw: bytes, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"no gzip", gzip.compress(b"x" * 99)[:-9], gzip.compress(b"x") + b"more", b"\x1f\x8b\x08\0\0\0\0\0\0\xff~"],
+    ids=["no gzip", "cut", "more", "broken"],  # a gzip header holds the time, which would be in the name
 )
 def test_bad_gzip(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "f.gz"
