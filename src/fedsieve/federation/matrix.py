@@ -9,7 +9,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedsieve.aggregators.chain import tolerable
 from fedsieve.config import registry
 from fedsieve.config.merging import in_words, refuse_unknown
 from fedsieve.config.settings import Local, as_component
@@ -19,7 +18,7 @@ from fedsieve.core.layout import Layout
 from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
 from fedsieve.federation.root import RootClient, RunnableModel
-from fedsieve.federation.server import defend
+from fedsieve.federation.server import defend, screen
 from fedsieve.models.flat import FlatModel
 
 
@@ -168,12 +167,11 @@ def detect(
             f"detectors are {', '.join(known)}"
         )
     seen, view = _seen(built, updates, n_malicious, root, global_params, client_ids, state, round, seed)
-    finite = torch.isfinite(seen.matrix).all(dim=1)
+    clean, view, finite = screen(built, seen, view)
     if not finite.any():
         return Detection(finite, seen.matrix.new_full((len(finite),), torch.nan), state)
-    view = replace(view, n_malicious=tolerable(built, int(finite.sum()), n_malicious))
     try:
-        found = built.detect(seen.select(finite), view)
+        found = built.detect(clean, view)
     except MissingDataError as error:
         raise _with_hint(error, root) from error
     if found.accepted is None and not finite.all():

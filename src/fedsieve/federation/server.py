@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.aggregators.chain import tolerable
-from fedsieve.core.defense import Aggregate, Aggregator, Network, Root, ServerView, Updates
+from fedsieve.core.defense import Aggregate, Aggregator, Network, Root, ServerView, Stage, Updates
 from fedsieve.core.layout import Layout
 from fedsieve.core.seeding import stream
 
@@ -51,6 +51,17 @@ class Decision:
     note: str
 
 
+def screen(stage: Stage, updates: Updates, view: ServerView) -> tuple[Updates, ServerView, Bool[Tensor, " n"]]:
+    """Drop the updates that are not finite, and lower f where the stage's bound does not hold for the others.
+
+    Returns:
+        The finite updates, the view of them, and which of the n updates are finite.
+    """
+    finite = torch.isfinite(updates.matrix).all(dim=1)
+    f = tolerable(stage, int(finite.sum()), view.n_malicious)
+    return updates.select(finite), replace(view, n_malicious=f), finite
+
+
 def defend(defense: Aggregator, updates: Updates, view: ServerView) -> tuple[Aggregate, Bool[Tensor, " n"]]:
     """Screen the updates that are not finite and let ``defense`` aggregate the others.
 
@@ -60,12 +71,11 @@ def defend(defense: Aggregator, updates: Updates, view: ServerView) -> tuple[Agg
         The result over all rows, and which rows were screened [n]. If no row is finite: a zero update, no client
         accepted, the state as it was.
     """
-    finite = torch.isfinite(updates.matrix).all(dim=1)
+    clean, view, finite = screen(defense, updates, view)
     if not finite.any():
         zero = torch.zeros_like(updates.matrix[0])
         return Aggregate(zero, zero.new_zeros(len(finite)), finite, state=view.state), ~finite
-    view = replace(view, n_malicious=tolerable(defense, int(finite.sum()), view.n_malicious))
-    return defense(updates.select(finite), view).scattered(finite), ~finite
+    return defense(clean, view).scattered(finite), ~finite
 
 
 @dataclass(frozen=True)
