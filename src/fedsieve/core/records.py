@@ -37,7 +37,8 @@ class RoundRecord:
         clients: Clients that took part, in the order of every other per-client list.
         malicious: Which of them are malicious: the ground truth.
         rejected: Which of them the defense rejected; None if it takes no such decision.
-        screened: Clients whose update was not finite and was dropped before the defense.
+        screened: Clients whose update was dropped before the defense.
+        screened_reasons: Why, for each of them.
         weights: Share of each client in the aggregate; None where it is not finite.
         scores: Anomaly score of each client; None as a whole or for a client where the defense has none.
         update_norm: Euclidean norm of the aggregate; None if it is not finite.
@@ -71,4 +72,5 @@ class RoundRecord:
     false_positive_rate: float | None
     false_negative_rate: float | None
     diagnosis: DiagnosisRecord | None = None
+    screened_reasons: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What is done before round 0: partition the data, poison the malicious clients' part, build the model."""
+"""What is done with data before round 0: partition them, poison the malicious clients' part."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
 from fedsieve.data.partition import root_indices
 from fedsieve.federation.clients import ClientData
-from fedsieve.models.flat import FlatModel, build_module
 
 
 @dataclass(frozen=True)
@@ -99,34 +98,3 @@ def _sample(parts: list[ClientData], like: ClientData, generator: torch.Generato
     y = torch.cat([part.y for part in parts] or [like.y[:0]])
     rows = torch.randperm(len(y), generator=generator)[: len(like.y)].to(y.device)
     return ClientData(x[rows], y[rows])
-
-
-def build_model(e: Experiment, data: Dataset) -> tuple[FlatModel, Tensor]:
-    """The experiment's model and its initial weights [d].
-
-    Raises:
-        ParameterError: If the model does not take the samples, or does not return one logit per class.
-    """
-    module = build_module(
-        registry.load("models", e.model.name),
-        data.input_shape,
-        data.n_classes,
-        stream(e.seed, "weights"),
-        e.model.parameters,
-        data.vocabulary,
-    )
-    model, params = FlatModel.of(module)
-    shape, name = list(data.input_shape), e.model.name
-    try:
-        found = list(model.logits(params, data.x_train[:2]).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        text = "; for text there is lstm" if data.vocabulary else ""
-        raise ParameterError(
-            f"model {name} can't take samples of shape {shape}: {str(error).splitlines()[0]}{text}"
-        ) from error
-    if found != [2, data.n_classes]:
-        raise ParameterError(
-            f"model {name} gives outputs of shape {found} for 2 samples of shape {shape}; "
-            f"[2, {data.n_classes}] was expected, a logit for each of {data.n_classes} classes"
-        )
-    return model, params

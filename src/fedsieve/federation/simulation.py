@@ -25,10 +25,11 @@ from fedsieve.data.dataset import Dataset
 from fedsieve.federation.adversary import Adversary
 from fedsieve.federation.clients import LocalTraining, Trainer
 from fedsieve.federation.evaluation import Scores, evaluate
+from fedsieve.federation.model import build_model
 from fedsieve.federation.recording import round_record
 from fedsieve.federation.root import RootClient, RunnableModel
 from fedsieve.federation.server import Server, ServerState
-from fedsieve.federation.setup import Holdings, build_model, distribute
+from fedsieve.federation.setup import Holdings, distribute
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ header of the checkpoint holds the state as JSON; its tensors are stored beside 
 
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -59,22 +60,28 @@ class RunDirectory:
             file.write(_line(record))
 
     def records(self) -> list[RoundRecord]:
-        """The records of all rounds, in order; an incomplete last line, left by a kill, is ignored.
+        """All of :meth:`iter_records`."""
+        return list(self.iter_records())
+
+    def iter_records(self) -> Iterator[RoundRecord]:
+        """The record of each round, in order, read one at a time; an incomplete last line, left by a kill, is ignored.
 
         Raises:
             FedSieveError: If another line is not a record.
         """
-        file = self.path / "records.jsonl"
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
-        records = []
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(_RECORD.validate_json(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"])
-                raise FedSieveError(f"{file}, line {number} is not a record: {where}: {first['msg']}") from error
-        return records
+        path = self.path / "records.jsonl"
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith("\n"):
+                    return
+                try:
+                    yield _RECORD.validate_json(line)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(str(part) for part in first["loc"])
+                    raise FedSieveError(f"{path}, line {number} is not a record: {where}: {first['msg']}") from error
 
     def save(self, state: SimulationState) -> None:
         """Write a checkpoint of ``state``; the last one is replaced only once the new file is complete."""
