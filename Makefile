@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check lint types bench bench-smoke matrix clean
+.PHONY: demo test check lint types bench bench-smoke matrix torture audit lock clean
 
 demo: .venv/ready  ## a federation under attack, on data that ships with scikit-learn; about a minute
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,17 @@ bench-smoke: .venv/ready  ## that the benchmarks run and compute the same on bot
 
 matrix: .venv/ready  ## every attack against every defense on the digits; about seven minutes on two cores
 	$(BIN)/python examples/matrix.py
+
+audit: .venv/ready  ## known vulnerabilities of the pinned dependencies; asks PyPI
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --requirement .ci/requirements.txt --disable-pip
+
+lock: constraints.txt  ## the hashes that CI checks
+	$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --disable-pip-version-check pip-tools
+	grep -vE '^(#|torch==)' constraints.txt > build/lock/in.txt
+	build/lock/bin/pip-compile --quiet --generate-hashes --no-header --no-annotate --strip-extras --allow-unsafe \
+	  --no-emit-find-links --no-emit-index-url --no-emit-trusted-host -o build/lock/out.txt build/lock/in.txt
+	(head -n 2 .ci/requirements.txt; cat build/lock/out.txt) > build/lock/all.txt && mv build/lock/all.txt .ci/requirements.txt
 
 clean:
 	rm -rf .venv build demo runs reproduced report .pytest_cache .mypy_cache .ruff_cache .hypothesis
