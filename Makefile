@@ -28,6 +28,10 @@ bench-smoke: .venv/ready  ## that the benchmarks run and compute the same on bot
 matrix: .venv/ready  ## every attack against every defense on the digits; about seven minutes on two cores
 	$(BIN)/python examples/matrix.py
 
+torture: .venv/ready  ## kills, damage, hostile files, strangers' code, full disks, 10,000 rounds; half an hour on two cores
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	$(BIN)/python -m torture
+
 audit: .venv/ready  ## known vulnerabilities of the pinned dependencies; asks PyPI
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --requirement .ci/requirements.txt --disable-pip

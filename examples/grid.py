@@ -32,7 +32,8 @@ def play_all(
     rounds = {e.key: e.rounds for e in experiments.values()}
     names = {e.key: " ".join(name) for name, e in experiments.items()}
     with SweepProgress(Console(stderr=True), rounds, names, hidden=False) as progress:
-        errors = sweep(list(experiments.values()), RUNS, data_folder(), "cpu", processes, progress.show)
+        ends = sweep(list(experiments.values()), RUNS, data_folder(), "cpu", processes, progress.show, wait=True)
+    errors = {key: end.error for key, end in ends.items()}
     for name, experiment in experiments.items():
         records = [] if errors[experiment.key] else RunDirectory(RUNS / experiment.key).records()
         summary = summarize(records) if records else {}

@@ -125,7 +125,7 @@ class TestCraft:
     def test_an_answer_of_the_wrong_shape(self, make_view: Callable[..., AttackView], m: int, due: str) -> None:
         with pytest.raises(FedSieveError) as error:
             Mixture((NoAttack(), OneRow())).craft(make_view(normal(m, 4)))
-        said = f"attack mixture: OneRow returned [4] instead of {due}: one row per malicious client"
+        said = f"attack mixture: OneRow returned float32 of shape [4] instead of float32 of shape {due}: one row per malicious client"  # noqa: E501
         assert str(error.value) == said
 
     def test_default_runs(self, make_view: Callable[..., AttackView]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,26 @@ class TestTrigger:
 
     def test_larger_than_the_image(self) -> None:
         assert (Scaling(size=50).trigger(torch.zeros(1, 1, 4, 4)) == 1).all()
+
+    @pytest.mark.parametrize("largest", [1.0, 255.0, 2.8])
+    def test_is_as_bright_as_the_data(self, largest: float, make_poison_view: Callable[..., PoisonView]) -> None:
+        x, y = torch.rand(6, 3, 8, 8) * largest * 0.9, torch.arange(6) % 3
+        view = make_poison_view(3)
+        view = replace(view, task=replace(view.task, largest=largest))
+        poisoned, _ = Scaling(target=1, share=1.0).poison(x, y, view)
+        assert poisoned[6:, :, :5, :5].unique().tolist() == [pytest.approx(largest)]
+        found = Scaling(target=1).triggered(x, y, view.task)
+        assert found.x[:, :, :5, :5].unique().tolist() == [pytest.approx(largest)]
+        assert torch.equal(found.x[:, :, 5:], x[:, :, 5:])
+        # a value that is set stays as it is
+        assert Scaling(value=0.5).triggered(x, y, view.task).x[:, :, :5, :5].unique().tolist() == [0.5]
+
+    def test_that_is_there_already(self) -> None:
+        x, y = torch.full((4, 1, 8, 8), 255.0), torch.arange(4) % 2
+        with pytest.raises(
+            ParameterError, match=r"^scaling: each of the 4 test samples looks as with the trigger; set value"
+        ):
+            Scaling().triggered(x, y, Task(2, Path(), largest=255.0))
 
     @pytest.mark.parametrize("stride", [1, 4, 20, 100])
     def test_on_features(self, stride: int) -> None:

@@ -201,7 +201,7 @@ class TestCraft:
     def test_an_answer_of_the_wrong_shape(self, make_view: Callable[..., AttackView]) -> None:
         with pytest.raises(FedSieveError) as error:
             SplitLayers(OneRow(0.0)).craft(make_view(normal(3, LAYOUT.size), layout=LAYOUT))
-        said = "attack split-layers: OneRow returned [15] instead of [3, 15]: one row per malicious client"
+        said = "attack split-layers: OneRow returned float32 of shape [15] instead of float32 of shape [3, 15]: one row per malicious client"  # noqa: E501
         assert str(error.value) == said
 
 

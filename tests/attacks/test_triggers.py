@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fedsieve.attacks.scaling import Scaling
-from fedsieve.attacks.triggers import check_effect, check_pattern, check_target, mark, with_poisoned_copies
+from fedsieve.attacks.triggers import (
+    check_effect,
+    check_pattern,
+    check_target,
+    check_visible,
+    mark,
+    with_poisoned_copies,
+)
 from fedsieve.core.errors import ParameterError
 
 
@@ -49,3 +56,13 @@ def test_only_changed_parameters_without_effect_are_errors() -> None:
     with pytest.raises(ParameterError) as error:
         check_effect("mine", Scaling(size=2, stride=2), features)
     assert str(error.value) == "mine: size has no effect on samples of shape [4], got 2; set stride instead"
+
+
+def test_a_trigger_must_change_something() -> None:
+    for samples, remedy in ((torch.ones(3, 1, 4, 4), "set value or size"), (torch.zeros(3, 4), "set stride")):
+        with pytest.raises(ParameterError) as error:
+            check_visible("mine", samples, samples.clone())
+        assert str(error.value) == f"mine: each of the 3 test samples looks as with the trigger; {remedy}"
+        marked = samples.clone()
+        marked[0] += 1
+        check_visible("mine", samples, marked)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Command, assert_mistake, words
 
 
@@ -41,3 +43,11 @@ class TestData:
     def test_fetch(self, fedsieve_: Command) -> None:
         assert words(fedsieve_("data", "fetch", "digits").out) == "digits: complete"
         assert_mistake(fedsieve_("data", "fetch", "har"), "is missing and could not be downloaded")
+
+    def test_a_folder_with_markup_in_its_name(
+        self, fedsieve_: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("FEDSIEVE_DATA", str(tmp_path / "[/bold]\x1b[2J"))
+        result = fedsieve_("data", "list")
+        assert (result.code, result.err) == (0, "")
+        assert f"data folder: {tmp_path}/[/bold]\\x1b[2J (FEDSIEVE_DATA sets another)" in result.out

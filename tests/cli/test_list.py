@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from fedsieve.config import registry
+from fedsieve.config.catalog import Entry
+from fedsieve.core.traits import Traits
 from tests.cli.conftest import Command, assert_mistake, words
 
 
@@ -79,3 +81,16 @@ class TestList:
         assert done.returncode == 0, done.stderr
         assert "skymask" in done.stdout
         assert float(done.stdout.splitlines()[-1]) < 1.5
+
+
+@pytest.mark.parametrize("text", ["[/]", "[red]x", "\x1b[2J", "a\nb", "\u202ex"], ids=range(5))
+def test_texts_of_packages_are_shown_as_they_are(
+    fedsieve_: Command, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    entry = Entry(text, Traits(text, text, (), text, text, text), {text: text}, "detector")
+    monkeypatch.setattr("fedsieve.cli.list.entries", lambda kind: [entry])
+    result = fedsieve_("list", "defenses")
+    assert (result.code, result.err) == (0, "")
+    assert "".join(result.out.splitlines()).isprintable()
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode()
+    assert words(result.out).count(shown) == 8

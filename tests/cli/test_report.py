@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from tests.cli.conftest import Command, assert_mistake, words
+from tests.report.conftest import record
 
 
 def test_writes_tables_and_a_page(fedsieve_: Command, tmp_path: Path, make_run: Callable[..., Path]) -> None:
@@ -22,3 +25,60 @@ def test_writes_tables_and_a_page(fedsieve_: Command, tmp_path: Path, make_run: 
 def test_nothing_to_report(fedsieve_: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_mistake(fedsieve_("report", "empty"), "empty")
+
+
+def test_a_folder_from_a_stranger(process: Command, tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """Nothing that it names is imported or run, and its run is shown by its names."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\nclass Evil: pass\n")
+    popen = {"name": "subprocess:Popen", "args": ["touch", "ran"]}
+    for k, changed in enumerate(
+        ({"defense": {"name": "evil:Evil", "x": 1}, "attack": {"name": "evil:Evil"}}, {"defense": popen})
+    ):
+        path = make_run(str(k), [0.5], attack="none")
+        settings = yaml.safe_load((path / "experiment.yaml").read_text())
+        (path / "experiment.yaml").write_text(yaml.safe_dump({**settings, **changed}))
+    result = process("report", str(path.parent))
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert not (tmp_path / "ran").exists()
+    text = (tmp_path / "report" / "tables.md").read_text()
+    assert "evil:Evil (x=1)" in text
+    assert "subprocess:Popen (args=['touch', 'ran'])" in text
+
+
+def test_names_with_markup(fedsieve_: Command, tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    folder = make_run("[bold]x[/]", [0.5], attack="none", rounds=2)
+    settings = yaml.safe_load((folder / "experiment.yaml").read_text())
+    settings["defense"] = {"name": "[/]\x1b[2J $a$ :smile: \\input{x}"}
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "error.txt").write_text("no [/] memory\x1b[2J\n")
+    result = fedsieve_("report", str(folder), "--out", "[red]o[/]\x07")
+    assert result.code == 0, result.err
+    assert "[/]\\x1b[2J $a$ :smile: \\input{x}" in " ".join(result.out.split())
+    assert words(result.err).endswith("/[bold]x[/]: failed: no [/] memory\\x1b[2J")
+    assert words(result.out).endswith("[red]o[/]\\x07/index.html")
+    assert "\x1b[2J" not in result.out + result.err
+
+
+def test_runs_that_changed_nothing_are_told(fedsieve_: Command, make_run: Callable[..., Path]) -> None:
+    dropped = {"applied": False, "note": "no update is left", "screened": (0, 1), "screened_reasons": ("NaN", "NaN")}
+    path = make_run("a", [], [record(k, 0.1, **dropped) for k in range(3)], rounds=3)
+    result = fedsieve_("report", str(path), "--quiet")
+    assert result.code == 0
+    first, second = result.err.splitlines()
+    assert first.endswith("a: model unchanged in 3 of 3 rounds: no update is left (3)")
+    assert second.endswith("a: 6 updates screened in 3 rounds: NaN (6)")
+
+
+def test_a_folder_that_cannot_be_written(fedsieve_: Command, tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    path = make_run("a", [0.5])
+    (tmp_path / "file").write_text("")
+    result = fedsieve_("report", str(path), "--out", "file/below")
+    assert result.code in (1, 2)
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line == "error: can't write the report to file/below: Not a directory"
+
+
+def test_a_path_that_cannot_be_read(fedsieve_: Command) -> None:
+    assert_mistake(fedsieve_("report", "n" * 5000), "can't look for runs: ")

@@ -23,7 +23,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name in ("fcntl", "fedsieve.runs.sweep", "fedsieve.runs.ray_cluster"):
+        if name in ("fedsieve.runs.sweep", "fedsieve.runs.ray_cluster"):
             raise ModuleNotFoundError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())
@@ -38,7 +38,7 @@ print(*(name for name in sys.modules if name.startswith("fedsieve.runs")))
 
 
 class TestRun:
-    def test_needs_no_lock_and_no_workers(self, tmp_path: Path) -> None:
+    def test_needs_no_workers(self, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", PORTABLE], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
@@ -46,7 +46,7 @@ class TestRun:
         result, modules = done.stdout.splitlines()
         assert json.loads(result)["rounds"] == 1
         assert "fedsieve.runs.run" in modules.split()
-        assert {"fedsieve.runs.sweep", "fedsieve.runs.cell", "fedsieve.runs.lock"}.isdisjoint(modules.split())
+        assert {"fedsieve.runs.sweep", "fedsieve.runs.cell"}.isdisjoint(modules.split())
 
     def test_the_default_defense_is_skymask(self, fedsieve_: Command) -> None:
         assert Experiment.of({}).defense.name == "skymask"
@@ -67,7 +67,7 @@ class TestRun:
 
     def test_quiet(self, fedsieve_: Command) -> None:
         loud = fedsieve_("run", *QUICK, "--json")
-        quiet = fedsieve_("run", *QUICK, "--json", "--quiet")
+        quiet = fedsieve_("run", *QUICK, "--json", "--quiet", "--fresh")
         assert quiet.code == loud.code == 0
         assert "2/2" in loud.err
         assert quiet.err == ""
@@ -101,7 +101,7 @@ class TestRun:
         e = Experiment.read(Path("here/experiment.yaml"))
         assert (e.attack.parameters["factor"], e.attack.parameters["share"]) == (5, 0.25)
         # and another attack on top of the file's
-        result = fedsieve_("run", "e.yaml", "--rounds", "1", "--attack", "label-flip", "--json", "--out", "here")
+        result = fedsieve_("run", "e.yaml", "--rounds", "1", "--attack", "label-flip", "--json", "--out", "there")
         assert json.loads(result.out)["attack"] == "label-flip"
 
     def test_the_settings_in_a_run_directory_run_again(self, fedsieve_: Command) -> None:
@@ -118,8 +118,8 @@ class TestRun:
 
     def test_resume(self, fedsieve_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ("run", "--rounds", "4", "--defense", "mean", "--out", "here", "--json", "--quiet")
-        straight = json.loads(fedsieve_(*arguments).out)
-        full = Path("here/records.jsonl").read_text().splitlines()
+        straight = json.loads(fedsieve_(*arguments[:-3], "straight", "--json", "--quiet").out)
+        full = Path("straight/records.jsonl").read_text().splitlines()
         real = run_module.run
 
         def killed(*args: Any, **options: Any) -> Any:
@@ -142,7 +142,7 @@ class TestRun:
         assert [json.loads(a) | {"seconds": 0} for a in lines] == [json.loads(a) | {"seconds": 0} for a in full]
         assert resumed["test_accuracy"] == straight["test_accuracy"]
         other = fedsieve_(*arguments, "--resume", "--seed", "5")
-        assert_mistake(other, "can't resume: here holds experiment")
+        assert_mistake(other, "can't resume: here holds another run (seed: 0 there, 5 asked for)")
 
 
 class TestOwnData:

@@ -41,7 +41,7 @@ class TestMistakes:
             (("--device", "cuda:99"), "can't compute on device 'cuda:99'"),
             (("--device", "meta"), "can't compute on device 'meta'"),
             (("--dataset", "har"), "UCI HAR Dataset.zip is missing"),
-            (("--out", "file/run"), "can't write the run directory file/run: Not a directory"),
+            (("--out", "file/run"), "can't lock run directories in file/.locks: "),
             (("--set", "attack.factor=5"), "attack"),
         ],
     )

@@ -62,3 +62,31 @@ def test_ctrl_c_stops_watching_only(make_run: Callable[..., Path], monkeypatch: 
     done = CliRunner().invoke(app, ["watch", str(make_run("a", [0.1], rounds=4))])
     assert done.exit_code == 0
     assert "the experiment continues" in done.output
+
+
+def test_a_run_that_is_started_anew(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_run("a", [0.1, 0.2, 0.3], rounds=4)
+    steps = iter([[0.9], [0.9, 0.8], [0.9, 0.8, 0.7, 0.6]])
+
+    def sleep(seconds: float) -> None:
+        (path / "records.jsonl").write_bytes(b"")
+        for k, accuracy in enumerate(next(steps)):
+            RunDirectory(path).append(record(k, accuracy))
+
+    monkeypatch.setattr("fedsieve.cli.live.time.sleep", sleep)
+    console = Console(width=100, record=True, force_terminal=True)
+    watch(path, console)
+    text = console.export_text()
+    assert [text.count(f"round {k} of 4") > 0 for k in (3, 1, 2, 4)] == [True] * 4
+    assert text.rfind("60.0 %") > text.rfind("70.0 %")
+
+
+def test_records_that_make_no_sense(make_run: Callable[..., Path]) -> None:
+    """Rates that are none are left out; reasons of other clients too."""
+    odd = record(1, 7.0, rejected=tuple(range(99)), diagnosis=diagnosis(9), seconds={"train": 1e300})
+    path = make_run("a", [], [record(0, 0.25), odd], rounds=9)
+    done = CliRunner().invoke(app, ["watch", str(path), "--once"])
+    assert done.exit_code == 0, done.output
+    assert "25.0 %" in done.output
+    assert "700" not in done.output
+    assert "and 87 more" in done.output

@@ -53,7 +53,7 @@ class TestDefaults:
         assert (e.local.momentum, e.local.weight_decay, e.local.clip_norm, e.local.clip_value) == (0, 0, None, None)
         assert (e.local.loss, e.local.proximal, e.local.batch_norm) == ("cross-entropy", 0, "shared")
         assert e.server.optimizer is None
-        assert (e.root.size, e.root.bias, e.root.label) == (100, 0.1, 0)
+        assert (e.root.size, e.root.bias, e.root.label) == (None, None, 0)
         assert (e.rounds, e.seed, e.knowledge, e.evaluate_every) == (50, 0, "full", 1)
         assert e.defense.name == "skymask"
         mask = e.defense.parameters
@@ -144,7 +144,7 @@ CHANGES: list[dict[str, Any]] = [
     {"server": {"optimizer": {"name": "Adam", "eps": 0.001}}},
     {"root": {"size": 99}},
     {"root": {"bias": 0.2}},
-    {"root": {"label": 1}},
+    {"root": {"bias": 0.1, "label": 1}},
     {"evaluate_every": 2},
     {"knows_defense": True},
 ]
@@ -188,7 +188,7 @@ class TestKey:
             {"partition": {"name": "groups", "q": 0.5}},
             {"model": {"name": "mlp", "hidden": [64]}},
             {"clients": 30, "malicious": 6, "clients_per_round": 30, "assumed_malicious": 6},
-            {"local": {}, "server": {"optimizer": None}, "root": {"size": 100}},
+            {"local": {}, "server": {"optimizer": None}, "root": {"size": None}},
             {"local": {"learning_rate": 0.5, "momentum": 0}},
             {"rounds": 50, "evaluate_every": 1, "knowledge": "full"},
         ],

@@ -66,4 +66,7 @@ def test_one_row_for_each_malicious_client(doubles: ModuleType) -> None:
     view = doubles.attack_view(torch.ones(2, 3), None)
     with pytest.raises(FedSieveError) as error:
         craft(Crafts(rows=1), view, "short")
-    assert str(error.value) == "attack short returned [1, 3] instead of [2, 3]: one row per malicious client"
+    assert (
+        str(error.value)
+        == "attack short returned float32 of shape [1, 3] instead of float32 of shape [2, 3]: one row per malicious client"  # noqa: E501
+    )

@@ -31,9 +31,9 @@ class TestColumnBlocks:
 
 
 class TestSortedColumns:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
     def test_against_python(self, dtype: torch.dtype) -> None:
-        x = table(9, 4, dtype).round(decimals=1)  # with ties
+        x = table(9, 4).round(decimals=1).to(dtype)  # with ties
         before = x.clone()
         found = linalg.sorted_columns(x)
         assert found.T.tolist() == [sorted(column) for column in x.T.tolist()]
@@ -44,6 +44,11 @@ class TestSortedColumns:
         x = torch.arange(3.0)[:, None]  # in order already
         linalg.sorted_columns(x).zero_()
         assert x.squeeze().tolist() == [0, 1, 2]
+
+    def test_a_negated_view(self) -> None:
+        x = table(5, 6)
+        negated = torch.complex(x, -x).conj().imag
+        assert torch.equal(linalg.sorted_columns(negated), x.sort(dim=0).values)
 
     def test_a_slice(self) -> None:
         x = table(5, 6)
@@ -205,6 +210,13 @@ class TestClipping:
     def test_middle(self, values: list[float], expected: float) -> None:
         assert linalg.middle(torch.tensor(values)).item() == expected
 
+    @pytest.mark.parametrize("max_norm", [None, 2.0])
+    def test_updates_to_a_bound_or_the_median(self, max_norm: float | None) -> None:
+        x = table(5, 7)
+        clipped, bound = linalg.clip_updates(x, max_norm)
+        assert bound == (sorted(linalg.row_norms(x).tolist())[2] if max_norm is None else 2)
+        assert torch.equal(clipped, linalg.clip_rows(x, bound))
+
     def test_rows_within_the_bound_stay_to_the_bit(self) -> None:
         x = table(6, 40, torch.float32)
         bound = float(linalg.row_norms(x)[2])  # the row at the bound is not beyond it
@@ -212,19 +224,3 @@ class TestClipping:
         assert 1 < within.sum() < 6
         assert torch.equal(clipped[within], x[within])
         assert linalg.row_norms(clipped[~within]).tolist() == pytest.approx([bound] * int((~within).sum()))
-
-    def test_clip_to_median(self) -> None:
-        statistics = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0], [3e8, 4e8]])
-        # lengths 5, 1, 2 and 5e8: the median is 3.5
-        clipped = linalg.clip_to_median(statistics)
-        assert clipped.flatten().tolist() == pytest.approx([2.1, 2.8, 0, 1, 2, 0, 2.1, 2.8])
-        assert linalg.clip_to_median(statistics[:, :0]).shape == (4, 0)
-
-    @pytest.mark.parametrize("max_norm", [None, 2.0])
-    def test_parameters_and_statistics_apart(self, max_norm: float | None) -> None:
-        x = table(5, 7)
-        clipped, bound = linalg.clip_updates(x, 4, max_norm)
-        median = sorted(linalg.row_norms(x[:, :4]).tolist())[2]
-        assert bound == (median if max_norm is None else 2)
-        assert torch.equal(clipped[:, :4], linalg.clip_rows(x[:, :4], bound))
-        assert torch.equal(clipped[:, 4:], linalg.clip_updates(x[:, 4:], 3, None)[0])

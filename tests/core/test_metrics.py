@@ -105,6 +105,7 @@ KEYS = {
     "late_false_positive_rate",
     "late_false_negative_rate",
 }
+TOLD = {"rounds_not_applied": 0, "not_applied_reasons": {}, "updates_screened": 0, "screened_reasons": {}}
 
 
 class TestSummarize:
@@ -122,7 +123,7 @@ class TestSummarize:
             for r in range(20)
         ]
         summary = metrics.summarize(records)
-        assert set(summary) == KEYS
+        assert set(summary) == KEYS | set(TOLD)
         assert summary["test_accuracy"] == 0.19
         assert summary["late_test_accuracy"] == pytest.approx((0.18 + 0.19) / 2)
         assert summary["attack_success_rate"] == 1 - 0.19
@@ -161,11 +162,12 @@ class TestSummarize:
             "false_negative_rate": 0.0,
             "late_false_positive_rate": 0.25,
             "late_false_negative_rate": 0.0,
+            **TOLD,
         }
 
     @pytest.mark.parametrize("n", [0, 1, 7])
     def test_nothing_known(self, n: int) -> None:
-        assert metrics.summarize([record(r) for r in range(n)]) == dict.fromkeys(KEYS)
+        assert metrics.summarize([record(r) for r in range(n)]) == dict.fromkeys(KEYS) | TOLD
 
     def test_rounds_without_a_rate_are_left_out_of_its_mean(self) -> None:
         rates = [0.0, None, 1.0, None, 0.5, None]
@@ -184,3 +186,52 @@ class TestSummarize:
             record(1, test_accuracy=0.2, attack_success_rate=None),
         ]
         assert metrics.summarize(records)["attack_success_rate"] is None
+
+    def test_rounds_not_applied_and_updates_screened(self) -> None:
+        records = [
+            record(
+                0, applied=False, note="all updates were screened", screened=(1, 2), screened_reasons=("NaN", "huge")
+            ),
+            record(1, screened=(1,), screened_reasons=("NaN",)),
+            record(2, applied=False),
+            record(3, screened=(2, 3)),  # of an older version: no reasons
+            record(4, applied=False, note="all updates were screened", screened=(7,), screened_reasons=("NaN",)),
+        ]
+        summary = metrics.summarize(records)
+        assert summary["rounds_not_applied"] == 3
+        assert summary["not_applied_reasons"] == {"all updates were screened": 2, "no reason given": 1}
+        assert summary["updates_screened"] == 6
+        assert summary["screened_reasons"] == {"NaN": 3, "huge": 1, "not finite": 2}
+
+    def test_few_reasons_are_told_apart(self) -> None:
+        summary = metrics.summarize(record(r, applied=False, note=f"reason {r}") for r in range(100))
+        assert len(summary["not_applied_reasons"]) == 21
+        assert summary["not_applied_reasons"]["other reasons"] == 80
+        assert summary["rounds_not_applied"] == 100
+
+    @pytest.mark.parametrize("n", [1, 2, 9, 10, 37])
+    def test_one_at_a_time(self, n: int) -> None:
+        def some(k: int, of: int) -> float | None:
+            return None if (k * 7 + of) % 3 == 0 else (k * 13 + of) % 11 / 11
+
+        records = [
+            record(
+                k,
+                test_accuracy=some(k, 1),
+                attack_success_rate=some(k, 2),
+                false_positive_rate=some(k, 3),
+                false_negative_rate=some(k, 4),
+            )
+            for k in range(n)
+        ]
+        found = metrics.Summary()
+        for k, each in enumerate(records):
+            found.add(each)
+            assert found.rounds == k + 1
+            assert found.result() == metrics.summarize(records[: k + 1])
+        half = records[n // 2 :]
+        assert found.result()["late_false_positive_rate"] == metrics.mean_of(r.false_positive_rate for r in half)
+        assert found.result()["false_negative_rate"] == metrics.mean_of(r.false_negative_rate for r in records)
+        late = [r.test_accuracy for r in records if r.round >= n - max(1, n // 10) and r.test_accuracy is not None]
+        if late:
+            assert found.result()["late_test_accuracy"] == metrics.mean_of(late)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.data.arrays import NPZ
 from fedsieve.data.dataset import Dataset, Loader
@@ -79,7 +80,10 @@ def test_tokens(tmp_path: Path) -> None:
         ({"x": np.array([[{}], [{}]]), "y": [0, 1]}, r"is not a whole \.npz file without pickles: Object arrays"),
         ({"x": np.ones((3, 3)), "y": [0, 1]}, r"x has shape \[3, 3\], y has 2 labels"),
         ({"x": np.ones((0, 3)), "y": np.array([], int)}, r"x has shape \[0, 3\], y has 0 labels"),
-        ({"x": np.array([[1.0], [np.nan]]), "y": [0, 1]}, "x has a value that is not finite in float32"),
+        (
+            {"x": np.array([[1.0], [np.nan]]), "y": [0, 1]},
+            r"x has a value that is not finite in float32, nan at \[1, 0\]",
+        ),
         ({"x": np.array([[1.0], [1e300]]), "y": [0, 1]}, "x has a value that is not finite in float32"),
         ({"x": np.ones((2, 3)), "y": [0, 1], "clients": [1]}, r"clients has shape \[1\], expected \[2\]"),
         (
@@ -94,11 +98,90 @@ def test_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> N
     assert "\n" not in str(error.value)
 
 
+class TestLabels:
+    @pytest.mark.parametrize("dtype", [np.uint64, np.int64])
+    def test_large_integers_are_exact(self, tmp_path: Path, dtype: Any) -> None:
+        names = [2**62, 2**62 + 1, 2**62 + 2]
+        data = load(tmp_path, x=np.ones((6, 3)), y=np.array(names * 2, dtype))
+        assert data.n_classes == 3
+        assert data.class_names == tuple(map(str, names))
+
+    def test_of_two_types_are_compared_as_integers(self, tmp_path: Path) -> None:
+        # numpy would join the two as floats
+        y, y_test = np.array([2**62, -1], np.int64), np.array([2**62 + 1, 2**62], np.uint64)
+        data = load(tmp_path, x=np.ones((2, 3)), y=y, x_test=np.ones((2, 3)), y_test=y_test)
+        assert data.class_names == ("-1", str(2**62), str(2**62 + 1))
+        assert (data.y_train.tolist(), data.y_test.tolist()) == ([1, 0], [2, 1])
+        assert "no training samples of class 2 ('4611686018427387905')" in data.reading
+
+
+class TestClients:
+    x, y = np.ones((40, 3)), np.arange(40) % 2
+
+    @pytest.mark.parametrize(
+        "clients", [np.array(["01", "1"] * 20), np.arange(40) % 2 + 2**62, np.array([b"a", b"b"] * 20)]
+    )
+    def test_imply_the_natural_partition(self, tmp_path: Path, clients: Any) -> None:
+        load(tmp_path, x=self.x, y=self.y, clients=clients)
+        e = Experiment.of({"dataset": str(tmp_path / "a.npz")})
+        assert (e.partition.name, e.clients) == ("natural", 2)
+        assert Experiment.of({"dataset": str(tmp_path / "a.npz"), "partition": "iid"}).clients == 30
+
+    def test_without(self, tmp_path: Path) -> None:
+        load(tmp_path, x=self.x, y=self.y)
+        e = Experiment.of({"dataset": str(tmp_path / "a.npz")})
+        assert (e.partition.name, e.clients) == ("iid", 30)
+
+    def test_each_keeps_a_row_to_train_on(self, tmp_path: Path) -> None:
+        owners = load(tmp_path, x=self.x, y=self.y, clients=np.arange(40).clip(0, 20)).owners
+        assert owners is not None
+        assert len(owners) == 32
+        assert len(owners.unique()) == 21
+
+    @pytest.mark.parametrize(
+        ("clients", "message"),
+        [
+            (np.array([1.0, np.nan] * 20), r"clients must be integers or text \[N\], got float64 of shape \[40\]"),
+            (np.array(["a", ""] * 20), r"clients has an empty text in row 1"),
+            (np.ones((40, 1), int), r"clients"),
+        ],
+    )
+    def test_wrong(self, tmp_path: Path, clients: Any, message: str) -> None:
+        np.savez(tmp_path / "a.npz", x=self.x, y=self.y, clients=clients)
+        for use in (
+            lambda: NPZ(file=str(tmp_path / "a.npz")).load(Path(), torch.Generator()),
+            lambda: Experiment.of({"dataset": str(tmp_path / "a.npz")}),
+        ):
+            with pytest.raises(CorruptDataError, match=message):
+                use()
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.ones((10, 1, 4, 5)), "10 images of 1 x 4 x 5 (channels, height, width), 2 classes (5/5)"),
+        (np.ones((10, 7)), "10 rows, 2 classes (5/5), 7 features"),
+        (np.ones((10, 7, 2)), "10 rows, 2 classes (5/5), 7 x 2 features"),
+    ],
+)
+def test_reading(tmp_path: Path, x: np.ndarray, said: str) -> None:
+    assert load(tmp_path, x=x, y=np.arange(10) % 2).reading == said
+
+
+def test_reading_of_many_classes(tmp_path: Path) -> None:
+    assert load(tmp_path, x=np.ones((210, 7)), y=np.arange(210) % 21).reading.startswith(
+        "210 rows, 21 classes of 10 each"
+    )
+    assert "21 classes of 10 to 11" in load(tmp_path, x=np.ones((211, 7)), y=np.arange(211) % 21).reading
+
+
 def test_wrong_tokens(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError, match=r"x must be integers \[N, length\], got float64"):
         load(tmp_path, tokens=True, x=np.ones((2, 3)), y=[0, 1])
     with pytest.raises(CorruptDataError, match=r"x has token -1, but token ids begin with 0"):
         load(tmp_path, tokens=True, x=np.array([[1], [-1]]), y=[0, 1])
+    with pytest.raises(CorruptDataError, match=r"x has token 18446744073709551615, but token ids end with 10000000"):
+        load(tmp_path, tokens=True, x=np.array([[1], [2**64 - 1]], np.uint64), y=[0, 1])
 
 
 def test_one_class(tmp_path: Path) -> None:

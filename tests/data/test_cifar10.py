@@ -184,6 +184,18 @@ class TestLoad:
             with pytest.raises(CorruptDataError, match=rf"{tmp_path}/cifar10/data_batch_3 is corrupt: its MD5 is"):
                 action(tmp_path)
 
+    def test_batches_larger_than_any_published(
+        self, batches: dict[str, bytes], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cifar10, "LARGEST", len(batches["data_batch_1"]) - 1)
+        serve(
+            server, archive({f"cifar-10-batches-py/{name}": content for name, content in batches.items()}), monkeypatch
+        )
+        put(tmp_path / "unpacked" / "cifar10", batches)
+        for folder in (tmp_path, tmp_path / "unpacked"):
+            with pytest.raises(CorruptDataError, match=r"data_batch_1.* unpacks to more than the \d+ bytes"):
+                load(folder)
+
     def test_archive(
         self, batches: dict[str, bytes], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -73,6 +73,19 @@ def test_bad_gzip(content: bytes, tmp_path: Path) -> None:
         read_idx(path)
 
 
+def test_unpacks_to_no_more_than_the_published_file(
+    arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "images", idx(arrays[0]))
+    monkeypatch.setattr(fashion_mnist, "_LARGEST", 16 + 20 * 28 * 28)
+    assert read_idx(path).shape == (20, 28, 28)
+    write(path, b"0" * 1_000_000)
+    with pytest.raises(
+        CorruptDataError, match=r"images unpacks to more than the 15696 bytes that were expected at most$"
+    ):
+        read_idx(path)
+
+
 def test_pairs_must_fit(arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     images, labels = arrays
     good = write(tmp_path / "images", idx(images)), write(tmp_path / "labels", idx(labels))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedsieve.config import registry
 from fedsieve.core.errors import ParameterError
-from fedsieve.data.partition import IID, Dirichlet, Groups, Natural, Partition, quotas, root_indices
+from fedsieve.data.partition import IID, Dirichlet, Groups, Natural, Partition
+from fedsieve.data.root_rows import quotas, root_indices
 
 NAMES = registry.names("partitions")
 
@@ -79,7 +80,79 @@ class TestRootIndices:
     def test_too_few_samples(self) -> None:
         with pytest.raises(ParameterError) as error:
             root_indices(labels(100, 10), 10, 60, 0.5, 4, generator())
-        assert str(error.value) == "root data: 30 samples of class 4 asked for, the data has 10"
+        assert str(error.value) == (
+            "root.size=60 takes 30 samples of class 4, of which the training data have 10; root.size=20 is possible, "
+            "root.bias=0 with root.label=4 leaves that class out, root.size=0 suits defenses that need no root data"
+        )
+        assert len(root_indices(labels(100, 10), 10, 20, 0.5, 4, generator())) == 20
+
+    @pytest.mark.parametrize("size", [100, 70, 33, None])
+    def test_ten_classes_without_bias_are_as_with_a_tenth(self, size: int | None) -> None:
+        y = labels(2000, 10)
+        one, other = (root_indices(y, 10, n, b, 0, generator(3)) for n, b in ((size, None), (size or 100, 0.1)))
+        assert one.equal(other)
+
+    @pytest.mark.parametrize(
+        ("counts", "bias", "expected"),
+        [
+            ([500, 500], None, [50, 50]),
+            ([300, 300, 300], None, [30, 30, 30]),  # a tenth of 900
+            ([312, 8], None, [5, 4]),  # half of the rare class
+            ([312, 8], 0.5, [9, 8]),  # bias is what the user wants: all that there are
+            ([312, 8], 1.0, [32, 0]),
+            ([300, 20], 0.9, [29, 3]),
+            ([10, 10], None, [1, 1]),  # one of each, even if a tenth is less
+            ([20, 20, 20, 20, 20], None, [2] * 5),
+            ([60, 60, 1], 0.0, [0, 2, 1]),  # class 0 has no share
+        ],
+    )
+    def test_default_size(self, counts: list[int], bias: float | None, expected: list[int]) -> None:
+        y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        found = y[root_indices(y, len(counts), None, bias, 0, generator())]
+        assert torch.bincount(found, minlength=len(counts)).tolist() == expected
+
+    def test_too_rare_a_class(self) -> None:
+        y = torch.tensor([0] * 60 + [1] * 60 + [2])
+        with pytest.raises(ParameterError) as error:
+            root_indices(y, 3, None, None, 0, generator(), class_name="class {} (x)".format)
+        assert str(error.value) == (
+            "root data can't be taken by default, without root.size: class 2 (x) has 1 training samples; "
+            "root.size=5 is possible, root.bias=0 with root.label=2 leaves that class out, "
+            "root.size=0 suits defenses that need no root data"
+        )
+        assert torch.bincount(y[root_indices(y, 3, 5, None, 0, generator())]).tolist() == [2, 2, 1]
+        assert torch.bincount(y[root_indices(y, 3, None, 0.0, 2, generator())]).tolist() == [6, 6]
+
+    def test_no_owner_loses_all(self) -> None:
+        y = torch.arange(100) % 2
+        owners = torch.cat([torch.arange(40), torch.full((60,), 40)])
+        rows = root_indices(y, 2, None, None, 0, generator(), owners)
+        assert len(rows) == 10
+        assert (owners[rows] == 40).all()
+        assert torch.bincount(y[rows]).tolist() == [5, 5]
+        # literally as asked for, where there are no others
+        rows = root_indices(y, 2, 70, None, 0, generator(), owners)
+        assert len(set(rows.tolist())) == 70
+        assert int((owners[rows] == 40).sum()) == 59
+
+    def test_owners_with_one_sample_each(self) -> None:
+        y, owners = torch.arange(100) % 2, torch.arange(100)
+        with pytest.raises(
+            ParameterError, match=r"natural clients would lose their last sample; root\.size=10 takes it"
+        ):
+            root_indices(y, 2, None, None, 0, generator(), owners)
+        assert len(root_indices(y, 2, 10, None, 0, generator(), owners)) == 10
+
+    def test_owners_do_not_matter_as_long_as_all_keep_some(self) -> None:
+        y = labels(1000, 10)
+        assert root_indices(y, 10, 100, 0.1, 0, generator()).equal(
+            root_indices(y, 10, 100, 0.1, 0, generator(), torch.arange(1000) % 9)
+        )
+
+    @pytest.mark.parametrize("size", [10**9, 10**15])
+    def test_absurd_sizes_are_refused_at_once(self, size: int) -> None:
+        with pytest.raises(ParameterError, match=r"root\.size=20 is possible"):
+            root_indices(labels(100, 10), 10, size, 0.5, 4, generator())
 
     def test_all_there_are(self) -> None:
         assert sorted(root_indices(labels(50, 5), 5, 50, 0.2, 0, generator()).tolist()) == list(range(50))
@@ -133,7 +206,7 @@ class TestEveryPartition:
         assert isinstance(registry.build("partitions", name, {}), Partition)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "groups"])
+@pytest.mark.parametrize("name", NAMES)
 def test_one_client_has_everything(name: str) -> None:
     (part,) = parts_of(name, labels(50, 5), 1, 5)
     assert sorted(part.tolist()) == list(range(50))
@@ -214,12 +287,12 @@ class TestGroups:
             assert max(sizes) - min(sizes) <= 1
 
     def test_fewer_clients_than_groups(self) -> None:
-        # each client is alone in its group; samples of groups without a client are left out
+        # clients have several groups: the first ones have those that are left
         y = labels(1000, 5)
         parts = parts_of("groups", y, 3, 5, q=1.0)
-        assert len(parts) == 3
-        assert sorted(int(y[part][0]) for part in parts) == [0, 1, 2]
-        assert [len(part) for part in parts] == [200] * 3
+        assert sorted(tuple(torch.unique(y[part]).tolist()) for part in parts) == [(0, 3), (1, 4), (2,)]
+        assert sorted(len(part) for part in parts) == [200, 400, 400]
+        assert sorted(torch.cat(parts).tolist()) == list(range(1000))
 
     def test_too_many_clients(self) -> None:
         with pytest.raises(ParameterError, match=r"groups: 10 samples leave \d+ of 30 clients with none"):

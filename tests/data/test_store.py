@@ -7,6 +7,7 @@ import socket
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -112,6 +113,14 @@ class TestMembers:
         with pytest.raises(CorruptDataError) as error:
             store.verify(self.file, tmp_path)
         assert str(error.value) == f"b in {path} is corrupt: its MD5 is {md5(b'owt')}, expected {md5(b'two')}"
+
+    def test_larger_than_published(self, tmp_path: Path) -> None:
+        path = put(tmp_path, zipped(a=b"one", b=b"0" * 1_000_000))
+        with pytest.raises(CorruptDataError) as error:
+            store.verify(replace(self.file, largest=3), tmp_path)
+        assert str(error.value) == f"b in {path} unpacks to 1000000 bytes, at most 3 were expected"
+        put(tmp_path, self.archive)
+        store.verify(replace(self.file, largest=3), tmp_path)
 
     def test_missing_member(self, tmp_path: Path) -> None:
         put(tmp_path, zipped(a=b"one"))
@@ -263,6 +272,15 @@ class TestFetch:
         with pytest.raises(MissingDataError) as error:
             store.fetch(file, tmp_path)
         assert f"({server.url[7:]}: {reason});" in str(error.value)
+
+    def test_download_without_end(
+        self, server: Any, file: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "LARGEST", 200_000)
+        server.serve("/published.bin", GOOD)
+        with pytest.raises(MissingDataError, match="what it sends has more than 200000 bytes"):
+            store.fetch(file, tmp_path)
+        assert contents(tmp_path) == {}
 
     def test_slow_server(self, server: Any, file: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store, "TIMEOUT", (1.0, 0.05))

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.config.experiment import Experiment
+from fedsieve.core.errors import CorruptDataError, FedSieveError, MissingDataError, ParameterError
 from fedsieve.data import store
 from fedsieve.data.dataset import Dataset, Loader
 from fedsieve.data.table import CSV
@@ -70,7 +73,7 @@ class TestFeatures:
         assert (data.encode, data.vocabulary) == (None, ())
 
     def test_numbers_as_classes_sort_by_size(self, tmp_path: Path) -> None:
-        file = write(tmp_path, "1\t10\n2\t9\n3\t-1\n4\t9.0\n", "t.tsv")
+        file = write(tmp_path, "1\t10\n2\t9\n3\t-1\n4\t9\n", "t.tsv")
         data = load(file=file, label="1", header=False, test=0.25)
         train, test = split("csv", 4, 0.25, torch.Generator().manual_seed(0))
         y = torch.tensor([2, 1, 0, 1])
@@ -114,6 +117,290 @@ class TestFeatures:
         assert not one.y_test.equal(other.y_test) or not one.x_test.equal(other.x_test)
 
 
+def numbers(odd: str, n: int = 400, at: int = 17) -> str:
+    """A table of one column of numbers, with one other cell, on line ``at + 2``."""
+    return "a,y\n" + "".join(f"{odd if k == at else k / 8},{k % 2}\n" for k in range(n))
+
+
+class TestWhatAColumnIs:
+    @pytest.mark.parametrize("odd", ["unknown", "7 km", "2024-01-01", "x" * 30])
+    def test_one_word_in_numbers(self, tmp_path: Path, odd: str) -> None:
+        file = write(tmp_path, numbers(odd))
+        with pytest.raises(CorruptDataError) as error:
+            load(file=file, label="y")
+        assert str(error.value) == (
+            f"{file}, line 19: column 'a' is {odd!r}, not a finite number as 399 of 400 cells are; correct it, "
+            f"or list {odd!r} in dataset.missing if it means a missing number, "
+            "or list 'a' in dataset.categorical if the column holds categories"
+        )
+
+    @pytest.mark.parametrize("odd", ["5,400", "5,4", "1_000", "\u0661\u0662", "0x1F", "inf", "12 %", "$5"])
+    def test_one_number_in_another_form(self, tmp_path: Path, odd: str) -> None:
+        with pytest.raises(CorruptDataError) as error:
+            load(file=write(tmp_path, numbers(f'"{odd}"')), label="y")
+        assert f", line 19: column 'a' is {odd!r}, not a finite number as 399 of 400 cells are; write" in str(
+            error.value
+        )
+
+    def test_numbers_out_of_range(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            CorruptDataError, match=r", line 19: column 'a' is '1e400', not a finite number; correct it,"
+        ):
+            load(file=write(tmp_path, numbers("1e400")), label="y")
+
+    @pytest.mark.parametrize("form", ['"{k},{r}"', "{k}_000", "{k} %", "$ {k}", '"{k},000"'])
+    def test_a_column_of_such_numbers_is_no_column_of_words(self, tmp_path: Path, form: str) -> None:
+        rows = "".join(f"{form.format(k=k % 50 + 1, r=k % 9)},{k % 2}\n" for k in range(90))
+        with pytest.raises(
+            CorruptDataError, match=r", line 2: column 'a' is .*, not a finite number; write numbers as"
+        ):
+            load(file=write(tmp_path, "a,y\n" + rows), label="y")
+
+    @pytest.mark.parametrize("odd", ["", "NA", "<NA>", "#N/A", "-", "--", "NaN", "nan", "NULL", "none", "?", " n/a "])
+    def test_a_missing_number(self, tmp_path: Path, odd: str) -> None:
+        file = write(tmp_path, numbers(odd))
+        with pytest.raises(CorruptDataError) as error:
+            load(file=file, label="y")
+        said = (
+            f"is {odd.strip()!r}, not a finite number: a value is missing" if odd else "is empty: a number is missing"
+        )
+        assert str(error.value) == (
+            f"{file}, line 19: column 'a' {said}; correct it, remove the row, or put the column's mean there with "
+            "dataset.fill=mean"
+        )
+
+    @pytest.mark.parametrize("odd", ["NA", "UNKNOWN", "-999"])
+    def test_filled_with_the_mean_of_the_training_rows(self, tmp_path: Path, odd: str) -> None:
+        data = load(file=write(tmp_path, numbers(odd)), label="y", fill="mean", missing=("unknown", "-999"))
+        train, test = split("csv", 400, 0.2, torch.Generator().manual_seed(0))
+        values = np.arange(400) / 8
+        there = np.array([k for k in train.tolist() if k != 17])
+        values[17] = values[there].mean()
+        known = values[train.numpy()]
+        expected = torch.tensor((values - known.mean()) / known.std(), dtype=torch.float32)[:, None]
+        torch.testing.assert_close(data.x_train, expected[train])
+        torch.testing.assert_close(data.x_test, expected[test])
+        assert data.reading.endswith("1 numeric + 0 one-hot columns, missing numbers filled with the mean: 1 of a")
+
+    def test_words_may_have_numbers_among_them(self, tmp_path: Path) -> None:
+        rows = "".join(f"{['A1', '7', 'B2', 'NA'][k % 4]},{k},{k % 2}\n" for k in range(40))
+        data = load(file=write(tmp_path, "code,n,y\n" + rows), label="y")
+        assert data.input_shape == (4 + 1,)  # 7, A1, B2, NA; n
+        assert data.reading.endswith("1 numeric + 1 one-hot columns (code with 4 values)")
+
+    def test_one_word_beside_many_numbers_is_likely_to_mean_missing(self, tmp_path: Path) -> None:
+        rows = "".join(f"{'unknown' if k % 3 else k},{k % 2}\n" for k in range(60))
+        file = write(tmp_path, "a,y\n" + rows)
+        with pytest.raises(CorruptDataError, match=r"line 3: column 'a' is 'unknown' in 40 rows and one of 20 numbers"):
+            load(file=file, label="y")
+        assert load(file=file, label="y", missing=("unknown",), fill="mean").input_shape == (1,)
+        assert load(file=file, label="y", categorical=("a",)).input_shape == (21,)
+
+    def test_numbers_as_categories(self, tmp_path: Path) -> None:
+        rows = "".join(f"{['02139', '2139', '10001'][k % 3]},{k % 2}\n" for k in range(30))
+        file = write(tmp_path, "zip,y\n" + rows)
+        assert load(file=file, label="y").input_shape == (1,)
+        data = load(file=file, label="y", categorical=("zip",))
+        assert data.input_shape == (3,)
+        assert torch.cat([data.x_train, data.x_test]).sum(0).tolist() == [10, 10, 10]
+
+    def test_useless_and_unknown_categories(self, tmp_path: Path) -> None:
+        file = write(tmp_path, TABLE)
+        with pytest.raises(
+            ParameterError, match=r"^csv: categorical column 'zip' is not in .*; the columns are age, city"
+        ):
+            load(file=file, label="class", categorical=("zip",))
+        with pytest.raises(ParameterError, match=r"^csv: categorical has no effect on column 'class'"):
+            load(file=file, label="class", categorical=("class",))
+        with pytest.raises(ParameterError, match=r"^csv: fill has no effect with text=city"):
+            load(file=file, label="class", text="city", fill="mean")
+
+    def test_empty_and_constant_columns(self, tmp_path: Path) -> None:
+        rows = "".join(f"{k},{k % 2},,NA,1,\n" for k in range(20))
+        data = load(file=write(tmp_path, "a,y,b,c,d,\n" + rows), label="y")
+        assert data.input_shape == (2,)
+        said = "2 numeric + 0 one-hot columns, left out as empty: b, c, Unnamed: 5, constant: d"
+        assert data.reading == f"20 rows, 2 classes (10/10), {said}"
+
+    def test_the_cells_decide_not_python(self, tmp_path: Path) -> None:
+        rows = "".join(f"{['True', 'FALSE', 'True'][k % 3]},{k % 2}\n" for k in range(30))
+        data = load(file=write(tmp_path, "a,y\n" + rows), label="y")
+        assert data.input_shape == (2,)
+        assert data.reading.endswith("0 numeric + 1 one-hot columns (a with 2 values)")
+
+
+class TestIndex:
+    rows = "".join(f"{k},{k % 7},s{k % 3},{k % 2}\n" for k in range(60))
+
+    @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+    def test_is_left_out_with_and_without_clients(self, tmp_path: Path, name: str) -> None:
+        file = write(tmp_path, f"{name},a,site,y\n{self.rows}")
+        alone, by_site = load(file=file, label="y"), load(file=file, label="y", client="site")
+        assert alone.input_shape == (1 + 3,)
+        assert by_site.input_shape == (1,)
+        assert by_site.x_train.equal(alone.x_train[:, :1])
+        assert alone.reading == (
+            "60 rows, 2 classes (30/30), 1 numeric + 1 one-hot columns (site with 3 values), "
+            "first column without a name left out"
+        )
+        assert by_site.reading.endswith("1 numeric + 0 one-hot columns, first column without a name left out")
+
+    def test_two_of_them(self, tmp_path: Path) -> None:
+        file = write(tmp_path, ",Unnamed: 0,a,y\n" + "".join(f"{k},{k},{k % 7},{k % 2}\n" for k in range(60)))
+        data = load(file=file, label="y")
+        assert data.input_shape == (1,)
+        assert data.reading.endswith("first columns without a name left out")
+
+    def test_may_be_the_label(self, tmp_path: Path) -> None:
+        file = write(tmp_path, ",a\n" + "".join(f"{k % 2},{k}\n" for k in range(20)))
+        data = load(file=file, label="Unnamed: 0")
+        assert (data.n_classes, data.input_shape) == (2, (1,))
+        assert "left out" not in data.reading
+
+    def test_other_columns_without_a_name(self, tmp_path: Path) -> None:
+        with pytest.raises(CorruptDataError, match="column 2 of 3 has values but no name; name it"):
+            load(file=write(tmp_path, "a,,y\n1,2,0\n2,3,1\n"), label="y")
+
+
+class TestLabels:
+    def of(self, folder: Path, *labels: str) -> Dataset:
+        rows = "".join(f"{k},{labels[k % len(labels)]}\n" for k in range(12 * len(labels)))
+        return load(file=write(folder, "a,y\n" + rows), label="y")
+
+    @pytest.mark.parametrize("odd", ["NA", "nan", "?", "-", "NULL", "None", "<NA>"])
+    def test_missing(self, tmp_path: Path, odd: str) -> None:
+        with pytest.raises(CorruptDataError) as error:
+            self.of(tmp_path, "1", "0", odd)
+        assert str(error.value) == (
+            f"{tmp_path}/t.csv, line 4: column 'y' is {odd!r}, which stands for a missing value; "
+            f"correct it or remove the row, or write another name if {odd!r} is one"
+        )
+
+    def test_said_to_be_missing(self, tmp_path: Path) -> None:
+        rows = "".join(f"{k},{['0', '1', '-1'][k % 3]}\n" for k in range(30))
+        with pytest.raises(CorruptDataError, match="line 4: column 'y' is '-1', which stands for a missing value"):
+            load(file=write(tmp_path, "a,y\n" + rows), label="y", missing=("-1",))
+
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            (("1_1", "11"), ("11", "1_1")),  # Python's int takes both
+            (("9007199254740993", "9007199254740992", "9007199254740994"), None),  # one number as floats
+            (("10", "9", "-1"), ("-1", "9", "10")),
+            (("10.5", "9.5"), ("9.5", "10.5")),
+            (("b", "10", "9"), ("10", "9", "b")),  # with a word all are text
+            (("a", "A"), ("A", "a")),
+            (("01", "1x", "1"), ("01", "1", "1x")),
+            (("9" * 5000, "8" * 5000), ("8" * 5000, "9" * 5000)),
+            (("yes", "no"), ("no", "yes")),
+            (("1e5", "2"), ("2", "1e5")),
+        ],
+    )
+    def test_classes(self, tmp_path: Path, labels: tuple[str, ...], expected: tuple[str, ...] | None) -> None:
+        data = self.of(tmp_path, *labels)
+        assert data.class_names == (expected or tuple(sorted(labels)))
+        found = torch.cat([data.y_train, data.y_test]).bincount().tolist()
+        assert found == [12] * len(labels)
+        train, _ = split("csv", 12 * len(labels), 0.2, torch.Generator().manual_seed(0))
+        assert [data.class_names[k] for k in data.y_train.tolist()] == [labels[k % len(labels)] for k in train.tolist()]
+
+    @pytest.mark.parametrize(
+        ("labels", "said"),
+        [(("1", "0", "1.0"), ("1.0", "1")), (("1", "2", "01"), ("01", "1")), (("0", "1", "-0"), ("-0", "0"))],
+    )
+    def test_two_spellings(self, tmp_path: Path, labels: tuple[str, ...], said: tuple[str, str]) -> None:
+        with pytest.raises(CorruptDataError) as error:
+            self.of(tmp_path, *labels)
+        assert str(error.value) == (
+            f"{tmp_path}/t.csv, line 4: column 'y' is {said[0]!r}, but {said[1]!r} on line 2: "
+            "is it one class? write it in one way"
+        )
+
+    def test_a_quantity(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ParameterError, match=r"^csv: label 'y' has 21 different numbers, with fractions such as '0.5'"
+        ):
+            self.of(tmp_path, *(str(k / 2) for k in range(21)))
+        assert self.of(tmp_path, *(str(k / 2) for k in range(20))).n_classes == 20
+        with pytest.raises(CorruptDataError, match=r"is '1e9{30}', too large a number for a class"):
+            self.of(tmp_path, "1", "1e" + "9" * 30)
+
+    def test_names_in_messages(self, tmp_path: Path) -> None:
+        data = self.of(tmp_path, "yes", "no")
+        assert data.class_name(1) == "class 1 ('yes')"
+        assert self.of(tmp_path, "1", "0").class_name(1) == "class 1"
+        assert self.of(tmp_path, "1", "2").class_name(1) == "class 1 ('2')"
+
+
+class TestClients:
+    def table(self, *clients: str) -> str:
+        return "a,site,y\n" + "".join(f"{k},{client},{k % 2}\n" for k, client in enumerate(clients))
+
+    def test_are_compared_as_text(self, tmp_path: Path) -> None:
+        names = ["01", "1", "1.0", "1 "] * 20
+        data = load(file=write(tmp_path, self.table(*names)), label="y", client="site")
+        assert data.owners is not None
+        train, _ = split("csv", 80, 0.2, torch.Generator().manual_seed(0))
+        assert data.owners.tolist() == [[0, 1, 2, 1][k % 4] for k in train.tolist()]
+
+    @pytest.mark.parametrize("odd", ["", "NA", "nan", "-"])
+    def test_missing(self, tmp_path: Path, odd: str) -> None:
+        with pytest.raises(CorruptDataError, match=r"line 6: column 'site' is (empty|.*, which stands for a missing)"):
+            load(file=write(tmp_path, self.table(*["a", "b"] * 2, odd, "a")), label="y", client="site")
+
+    def test_each_keeps_a_row_to_train_on(self, tmp_path: Path) -> None:
+        names = [f"c{k}" for k in range(60)] + ["big"] * 60
+        for seed in range(5):
+            file = write(tmp_path, self.table(*names))
+            data = load(seed, file=file, label="y", client="site")
+            assert data.owners is not None
+            assert len(data.owners.unique()) == 61
+            assert (len(data.y_train), len(data.y_test)) == (96, 24)
+
+    def test_all_rows_are_of_different_clients(self, tmp_path: Path) -> None:
+        file = write(tmp_path, self.table(*map(str, range(40))))
+        with pytest.raises(ParameterError, match=r"^csv: each of the 40 rows has another client, so none can be"):
+            load(file=file, label="y", client="site")
+
+    def test_imply_the_natural_partition(self, tmp_path: Path) -> None:
+        file = write(tmp_path, self.table(*["a", "b", "c"] * 20))
+        given = {"name": file, "label": "y", "client": "site"}
+
+        def settings(**more: Any) -> tuple[str, int, int]:
+            e = Experiment.of({"dataset": given, **more})
+            return e.partition.name, e.clients, e.malicious
+
+        assert settings() == ("natural", 3, 0)
+        assert settings(clients=2) == ("natural", 2, 0)
+        assert settings(partition="natural") == ("natural", 3, 0)
+        assert settings(partition="iid") == ("iid", 30, 6)
+        assert settings(partition={"name": "groups", "q": 0.3}, clients=10) == ("groups", 10, 2)
+        del given["client"]
+        assert settings() == ("iid", 30, 6)
+        given["client"] = "site"
+        write(tmp_path, self.table(*["a", "b", "c", "d"] * 20))  # the file has changed
+        assert settings() == ("natural", 4, 0)
+
+    def test_a_wrong_file_is_one_error(self, tmp_path: Path) -> None:
+        given = {"name": str(tmp_path / "no.csv"), "label": "y", "client": "site"}
+        with pytest.raises(MissingDataError, match=r"no\.csv cannot be read: No such file or directory$"):
+            Experiment.of({"dataset": given})
+        file = write(tmp_path, self.table("a", "NA", "b"))
+        with pytest.raises(CorruptDataError, match="line 3: column 'site' is 'NA'"):
+            Experiment.of({"dataset": {**given, "name": file}})
+        with pytest.raises(ParameterError, match="client column 'who' is not in"):
+            Experiment.of({"dataset": {**given, "name": file, "client": "who"}})
+        # with both settings the file is not opened before it is loaded
+        assert Experiment.of({"dataset": given, "partition": "natural", "clients": 5}).clients == 5
+
+
+def test_names_in_capitals(tmp_path: Path) -> None:
+    file = write(tmp_path, TABLE, "T.CSV")
+    e = Experiment.of({"dataset": {"name": file, "label": "class"}})
+    assert (e.dataset.name, e.dataset.parameters["file"]) == ("csv", file)
+    assert Experiment.of({"dataset": "A.NpZ", "partition": "iid", "clients": 3}).dataset.name == "npz"
+
+
 class TestText:
     def test_words_of_one_column(self, tmp_path: Path) -> None:
         rows = "".join(f"u{k % 3},good day number{k},{k % 2}\n" for k in range(20))
@@ -145,6 +432,11 @@ class TestErrors:
             ("", {}, r"has 0 rows, at least 2 are needed"),
             ("a,y\n1e308,0\n-1e308,1\n1e308,1\n1e308,1\n", {}, r"column 'a' has numbers too large to be standardised"),
             (b"a,y\n\xff,0\n1,1\n", {}, r"is not a whole table in UTF-8: "),
+            ("a,y\n1,0\n2,1\n".encode("utf-16"), {}, r"is not a whole table in UTF-8: "),
+            ("a,y\n1,0\n2,1\n".encode("utf-16-le"), {}, r"line 1: a NUL character; save the table as text in UTF-8"),
+            ("a,y\n1,0\n2\0,1\n", {}, r"line 3: a NUL character"),
+            (f"a,y\n1,0\n{'x' * 200_000},1\n", {}, r"field larger than field limit \(131072\), near line 3"),
+            ('a,y\n"1\n2",0\n3,1\n4,0\n', {}, r"line 3: column 'a' is '1\\n2', not a finite number as 2 of 3 cells"),
             ('a,y\n"1,0\n1,1\n', {}, r"is not a whole table in UTF-8: unexpected end of data"),
             ("a,y,c\n1,0,x\n1,1,\n", {"client": "c"}, r"line 3: column 'c' is empty"),
         ],
@@ -153,6 +445,15 @@ class TestErrors:
         with pytest.raises(CorruptDataError, match=message) as error:
             load(file=write(tmp_path, content), label="y", **parameters)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("header", ["{0},{0},y", "{0},b", "{0},y"], ids=["twice", "no label", "odd cell"])
+    def test_endless_names_are_cut(self, tmp_path: Path, header: str) -> None:
+        name = "x" * 100_000
+        rows = "".join(f"{'odd' if k == 5 else k}{f',{k % 2}' * header.count(',')}\n" for k in range(12))
+        with pytest.raises(FedSieveError) as error:
+            load(file=write(tmp_path, f"{header.format(name)}\n{rows}"), label="y")
+        assert "xxxxx" in str(error.value)
+        assert "x" * 61 not in str(error.value)
 
     def test_corrupt_gzip(self, tmp_path: Path) -> None:
         whole = gzip.compress(TABLE.encode() * 100)
@@ -182,12 +483,14 @@ class TestErrors:
         with pytest.raises(ParameterError, match=f"^csv: {message}"):
             load(file=write(tmp_path, TABLE), **parameters)
 
+    def test_other_separators(self, tmp_path: Path) -> None:
+        with pytest.raises(ParameterError, match=r"the columns are a;y \(commas separate the columns of a \.csv file"):
+            load(file=write(tmp_path, "a;y\n1;0\n2;1\n"), label="y")
+
     def test_too_many_values(self, tmp_path: Path) -> None:
         rows = "".join(f"{k},{k % 2}\n" for k in range(150))
-        with pytest.raises(
-            ParameterError, match=r"^csv: column 'n' is not numeric \('7 km' on line 152\) and has 151 d"
-        ):
-            load(file=write(tmp_path, f"n,y\n{rows}7 km,0\n"), label="y")
+        with pytest.raises(ParameterError, match=r"^csv: column 'n' is not numeric \('0 km' on line 2\) and has 150 d"):
+            load(file=write(tmp_path, "n,y\n" + rows.replace(",", " km,")), label="y")
         with pytest.raises(ParameterError, match=r"^csv: .* has no column to learn from besides 'y'"):
             load(file=write(tmp_path, "y\n1\n0\n"), label="y")
 
@@ -212,6 +515,13 @@ def test_sizes_of_the_split() -> None:
         split("csv", 1, 0.2, torch.Generator())
 
 
+def test_owners_do_not_change_the_split_unless_one_would_lose_its_rows() -> None:
+    owners = torch.arange(100) % 4
+    plain, by_owner = (split("csv", 100, 0.2, torch.Generator().manual_seed(1), o) for o in (None, owners))
+    assert plain[0].equal(by_owner[0])
+    assert plain[1].equal(by_owner[1])
+
+
 @pytest.mark.real_data
 def test_real_tweets() -> None:
     file = str(store.data_folder() / "tweets/sentiment140-sample.tsv.gz")
@@ -223,3 +533,29 @@ def test_real_tweets() -> None:
     assert {"i", "the", "<user>", "<url>", "n't", "love", "sad", "!"} <= set(data.vocabulary)
     assert 5 < (data.x_train != 0).sum(1).float().mean() < 25
     assert (data.x_train == 1).sum() < 0.1 * (data.x_train != 0).sum()  # few unknown words
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["1", "2.5", "NA", "", "x", "5,4", '"', "\r", "\n", "\0", "\ud800", "1e999", " "]),
+            max_size=4,
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([",", ",\n", "\t"]),
+    st.sampled_from(["t.csv", "t.tsv", "t.csv.gz"]),
+)
+def test_any_file_is_a_table_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], separator: str, name: str
+) -> None:
+    content = "\n".join(["a,b,y", *(separator.join(row) for row in rows)]).encode(errors="surrogatepass")
+    file = write(tmp_path_factory.getbasetemp(), gzip.compress(content) if name.endswith("gz") else content, name)
+    try:
+        data = load(file=file, label="y", client="a")
+    except FedSieveError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert torch.isfinite(data.x_train).all()
+        assert "\n" not in data.reading

@@ -145,7 +145,7 @@ class TestEqualsTorch:
         assert not any(torch.allclose(a, b) for a, b in zip(usual, batch, strict=True))
 
     def test_the_default_engine_follows_the_model(self) -> None:
-        chosen = {name: Trainer(FlatModel.of(made(name)[0])[0], PLAIN, SEED)._vectorized(torch.device("cpu"))
+        chosen = {name: Trainer(FlatModel.of(made(name)[0])[0], PLAIN, SEED).vectorized(torch.device("cpu"))
                   for name in MODULES}  # fmt: skip
         assert chosen == {
             "logistic-regression": True, "mlp": True, "batchnorm": True, "cnn": False, "resnet20": False

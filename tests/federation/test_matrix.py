@@ -156,6 +156,18 @@ class TestAggregate:
             fedsieve.aggregate(second[order], defense, client_ids=ids, state=state).update, turned
         )
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("name", ["median", "multi-krum", "momentum,flame"])
+    def test_half_precision_is_computed_in_float32(self, dtype: torch.dtype, name: str) -> None:
+        found, expected = (fedsieve.aggregate(x, name, n_malicious=2) for x in (X.to(dtype), X.to(dtype).float()))
+        assert torch.equal(found.update, expected.update.to(dtype))
+        assert torch.equal(found.weights, expected.weights)
+
+    def test_half_precision_detection(self) -> None:
+        found, expected = (fedsieve.detect(x, "tolpegin") for x in (X.half(), X.half().float()))
+        assert torch.equal(found.accepted, expected.accepted)
+        assert torch.equal(found.scores, expected.scores)
+
     def test_the_seed_and_the_round_decide_the_noise(self) -> None:
         one = fedsieve.aggregate(X, "weak-dp").update
         assert torch.equal(fedsieve.aggregate(X, "weak-dp").update, one)
@@ -167,11 +179,16 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("updates", "said"),
         [
-            (torch.ones(4, 3, dtype=torch.int64), "updates must be float32 or float64 of shape [n, d], got int64"),
-            (X.half(), "got float16 of shape [10, 5]"),
-            (X.bfloat16(), "got bfloat16 of shape [10, 5]"),
+            (
+                torch.ones(4, 3, dtype=torch.int64),
+                "updates must be float16, bfloat16, float32 or float64 of shape [n, d] with n and d at least 1, "
+                "got int64 of shape [4, 3]",
+            ),
+            (X.to_sparse(), "got sparse or nested float32 of shape [10, 5]"),
+            (X.to("meta"), "updates must hold values, got a tensor on the device meta"),
             (X.to(torch.complex64), "got complex64"),
             (np.ones((4, 3), dtype=bool), "got bool"),
+            (np.ma.masked_equal(np.ones((4, 3)), 1.0), "updates has masked values; fill them, or leave out their rows"),
             ([[1, 2], [3, 4]], "got int64 of shape [2, 2]"),
             (X[0], "got float32 of shape [5]"),
             (X[None], "got float32 of shape [1, 10, 5]"),
@@ -206,7 +223,16 @@ class TestMistakes:
             ("mean", {"client_ids": [1] * 10}, "client_ids must be 10 different integers"),
             ("mean", {"client_ids": [0.5 * k for k in range(10)]}, "client_ids must be 10 different integers"),
             ("mean", {"client_ids": list("abcdefghij")}, "client_ids are no numbers"),
-            ("mean", {"global_params": torch.zeros(4)}, "updates have 5 coordinates, global_params are of shape [4]"),
+            ("mean", {"client_ids": [True, False] * 5}, "got bool of shape [10]"),
+            ("mean", {"client_ids": torch.arange(10).to(torch.uint64)}, "got uint64 of shape [10]"),
+            ("mean", {"client_ids": [0, *range(9)]}, "got int64 of shape [10], 9 different"),
+            ("mean", {"client_ids": torch.arange(10, device="meta")}, "client_ids must be 10 different integers"),
+            ("mean", {"global_params": torch.zeros(4)}, "float64 of shape [5], got float32 of shape [4]"),
+            ("mean", {"global_params": [0, 0, 0, 0, 0]}, "global_params must be float16, bfloat16, float32 or float64"),
+            ("mean", {"global_params": [0.0, 0.0, 1e39, 0.0, 0.0]}, "global_params are not all finite in float32"),
+            ("mean", {"round": -1}, "round must be at least 0, got -1"),
+            ("momentum", {"state": "kept"}, "state does not fit: it must be the state of the last result of momentum"),
+            ("momentum,median", {"state": fedsieve.aggregate(X[:, :3], "momentum,median").state}, "state does not fit"),
             ("mean", {"root": ROOT}, "updates have 5 coordinates, the model of the root data has 227"),
             ({"trim": 3}, {}, "defense must be a name, a mapping with a name, or a list of these, got {'trim': 3}"),
             ("sieve", {}, "sieve needs root data, and the server has none; pass root=fedsieve.root_data(model, x, y)"),

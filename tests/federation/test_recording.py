@@ -20,7 +20,7 @@ from tests.federation.conftest import DIGITS, records_of
 def decision(screened: list[bool], **aggregate: Any) -> Decision:
     n = len(screened)
     found = {"update": torch.tensor([3.0, 4.0]), "weights": torch.full((n,), 1 / n), **aggregate}
-    return Decision(Aggregate(**found), torch.tensor(screened), True, "")
+    return Decision(Aggregate(**found), tuple("not finite" * out for out in screened), True, "")
 
 
 class TestRoundRecord:
@@ -31,7 +31,7 @@ class TestRoundRecord:
         decided = decision([False, False, True, False], accepted=accepted, scores=scores)
         record = round_record(6, self.updates, (5, 1, 9), decided, Scores(0.75, 1.5, 0.25, 0.5))
         assert (record.round, record.clients, record.malicious) == (6, (9, 3, 5, 7), (9, 5))
-        assert (record.rejected, record.screened) == ((3, 5), (5,))
+        assert (record.rejected, record.screened, record.screened_reasons) == ((3, 5), (5,), ("not finite",))
         assert record.weights == (0.25,) * 4
         assert record.scores == (0.5, 2.0, None, None)
         assert record.update_norm == pytest.approx(5.0)

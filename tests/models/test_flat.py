@@ -1,6 +1,7 @@
 """Models as functions of a flat vector, against the plain modules."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -92,8 +93,10 @@ class TestVector:
         module = module_of(name)
         model, flat = FlatModel.of(module)
         tensors = model.layout.unflatten(flat)
-        state = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+        fixed = ("num_batches_tracked", "frozen.weight", "frozen.bias", "shift")
+        state = {k: v for k, v in module.state_dict().items() if not k.endswith(fixed)}
         assert set(tensors) == set(state)
+        assert torch.equal(model.layout.flatten(module.state_dict()), flat)
         assert all(torch.equal(tensors[k], state[k]) for k in state)
         assert torch.equal(model.layout.flatten(tensors), flat)
         assert flat.shape == (model.layout.size,)
@@ -310,15 +313,13 @@ class TestOf:
         assert module.a.weight.grad is not None
         close(model.gradient(flat, x, y)[1], module.a.weight.grad.flatten())
 
-    def test_frozen_parameters_behave_as_statistics(self) -> None:
+    def test_what_does_not_train_is_not_in_the_vector(self) -> None:
         model, flat = FlatModel.of(module_of("user"))
-        x, y = batch("user")
-        changed = flat.clone()
-        (segment,) = [s for s in model.layout.segments if s.name == "frozen.weight"]
-        assert segment.start >= model.layout.n_parameters
-        changed[segment.start : segment.stop] += 1
-        assert not torch.allclose(model.logits(changed, x), model.logits(flat, x))
-        assert not model.gradient(flat, x, y)[1][segment.start : segment.stop].any()
+        assert set(model.constants) == {"frozen.weight", "frozen.bias", "shift"}
+        assert not set(model.constants) & {s.name for s in model.layout.segments}
+        assert all(s.name.endswith(("running_mean", "running_var"))
+                   for s in model.layout.segments if s.start >= model.layout.n_parameters)  # fmt: skip
+        assert len(flat) == model.layout.size == sum(math.prod(s.shape) for s in model.layout.segments)
 
     @pytest.mark.parametrize(
         ("module", "message"),
@@ -330,7 +331,32 @@ class TestOf:
             ),
             (
                 nn.Sequential(nn.BatchNorm1d(2, momentum=None)),
-                "BatchNorm with momentum=None averages over a count; give it a momentum",
+                "layer 0 (BatchNorm1d) has momentum=None, an average over a count that is not the same at every "
+                "client; give it a momentum",
+            ),
+            (
+                nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16()),
+                "Sequential can't be a federated model: 1.weight is bfloat16, and updates are aggregated in float32 or "
+                "float64; use module.float()",
+            ),
+            (
+                nn.Linear(2, 2).half(),
+                "Linear can't be a federated model: weight is float16, and updates are aggregated in float32 or "
+                "float64; use module.float()",
+            ),
+            (
+                nn.Linear(2, 2, dtype=torch.complex64),
+                "Linear can't be a federated model: weight is complex64, and updates are aggregated in float32 or "
+                "float64; use module.float()",
+            ),
+            (
+                nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
+                "Sequential can't be a federated model: 0.weight is float32 and 1.weight is float64, and one vector "
+                "has one type; use module.float()",
+            ),
+            (
+                nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2)),
+                "Sequential: 1.weight has no shape yet; call the module on samples first",
             ),
         ],
     )
@@ -338,14 +364,6 @@ class TestOf:
         with pytest.raises(ParameterError) as error:
             FlatModel.of(module)
         assert str(error.value) == message
-
-    @pytest.mark.parametrize("dtype", [torch.long, torch.bool])
-    def test_integer_buffer(self, dtype: torch.dtype) -> None:
-        module = nn.Linear(2, 2)
-        module.register_buffer("steps", torch.zeros(1, dtype=dtype))
-        with pytest.raises(ParameterError) as error:
-            FlatModel.of(module)
-        assert str(error.value) == "Linear can't be a federated model: buffer steps is not floating-point"
 
     @pytest.mark.parametrize(
         ("module", "random"),

@@ -16,7 +16,7 @@ from fedsieve import Experiment, Simulation
 FILE = Path(__file__).with_name("golden_runs.json")
 KEPT = ("clients", "malicious", "rejected", "weights", "scores", "update_norm", "test_accuracy", "test_loss")
 _DIGITS = {"dataset": "digits", "rounds": 4}
-_HAR = {"dataset": "har", "rounds": 4}
+_HAR = {"dataset": "har", "rounds": 4, "root": {"size": 100, "bias": 0.1}}
 CASES: dict[str, dict[str, Any]] = {
     "digits, aggregator": {**_DIGITS, "attack": "min-max", "defense": "trimmed-mean"},
     "digits, aggregator with a selection": {**_DIGITS, "attack": "lie", "defense": "multi-krum"},

@@ -11,6 +11,8 @@ from matplotlib.image import imread
 from fedsieve.core.errors import FedSieveError
 from fedsieve.report import figures
 from fedsieve.report.figures import curves
+from fedsieve.report.figures.overview import _Files
+from fedsieve.report.figures.panels import Styles
 from fedsieve.report.load import Run, load
 from fedsieve.report.tables import grids
 from tests.report.conftest import diagnosis, record
@@ -53,6 +55,96 @@ def test_a_defense_has_one_colour_in_all_panels(tmp_path: Path, monkeypatch: pyt
         assert set(looks) == {"x", "y", "z"}
         assert all(len(found) == 1 for found in looks.values())
         assert len(set.union(*looks.values())) == 3
+
+
+def looks(panel: Any) -> dict[str, tuple[Any, ...]]:
+    """Colour and dashes of each line of a panel that is in the legend, by label."""
+    return {
+        line.get_label(): (line.get_color(), line._unscaled_dash_pattern)
+        for line in panel.lines
+        if not line.get_label().startswith("_")
+    }
+
+
+def in_legend(figure: Any) -> dict[str, tuple[Any, ...]]:
+    """The same of the legend."""
+    (legend,) = figure.legends
+    lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    return {text.get_text(): (line.get_color(), line._unscaled_dash_pattern) for text, line in lines}
+
+
+def test_a_name_looks_alike_in_every_panel_of_every_figure_of_a_report(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(curves, "save", lambda figure, path: kept.update({path.name: figure}))
+    lines = {"none": ("median", "mean"), "min-max": ("krum", "median"), "scaling": ("mean", "krum", "geometric-median")}
+    for clients, shown in ((5, ("none", "scaling")), (6, ("min-max",)), (8, ("scaling", "none"))):
+        for attack in shown:
+            for defense in lines[attack]:
+                settings = {"clients": clients, "attack": attack, "defense": defense, "rounds": 4}
+                path = make_run(f"{clients}-{attack}-{defense}", [], RECORDS, **settings)
+                if clients == 8:
+                    make_run(f"{clients}-{attack}-{defense}-2", [], RECORDS, malicious=2, **settings)
+    runs = load([path.parent])
+    figures.draw_all(runs, [], tmp_path)
+    assert sum(name.startswith("accuracy") for name in kept) == 4
+    assert sum(name.startswith("rates") for name in kept) == 4
+    assert sum(name.startswith("malicious") for name in kept) == 1
+    everywhere: dict[str, set[tuple[Any, ...]]] = {}
+    for figure in kept.values():
+        legend = in_legend(figure)
+        drawn = [looks(panel) for panel in figure.axes]
+        assert set(legend) == {name for panel in drawn for name in panel}  # every name once
+        for panel in [legend, *drawn]:
+            for name, look in panel.items():
+                everywhere.setdefault(name, set()).add(look)
+    assert set(everywhere) == {"median", "mean", "krum", "geometric-median"}
+    assert all(len(found) == 1 for found in everywhere.values())
+    assert len(set.union(*everywhere.values())) == 4
+
+
+def test_styles() -> None:
+    styles = Styles.of(f"{k:02}" for k in range(70))
+    assert len({str(styles.line(name)) for name in styles.names}) == 70
+    assert len({str(styles.marker(name)) for name in styles.names[:49]}) == 49
+    assert styles.note == ""
+    assert Styles.of(map(str, range(71))).note == "71 names share 70 styles"
+    assert Styles.of(["b", "a", "b"]).line("a") == Styles.of(["a", "z"]).line("a")
+
+
+def test_seventy_one_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    save = curves.save
+    monkeypatch.setattr(curves, "save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    figures.accuracy_over_rounds({"x": {f"{k:02}": RECORDS for k in range(71)}}, tmp_path / "p.png")
+    (figure,) = kept
+    assert figure.legends[0].get_title().get_text() == "71 names share 70 styles"
+    assert in_legend(figure) == looks(figure.axes[0])
+    drawn(tmp_path / "p.png")
+
+
+def test_many_attacks_are_several_figures(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    for k in range(13):
+        path = make_run(str(k), [0.5], attack={"name": "gaussian", "std": 1.0 + k})
+    runs = load([path.parent])
+    figures.draw_all(runs, [], tmp_path)
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "accuracy-digits.png", "accuracy-digits-2.png", "rates-digits.png", "rates-digits-2.png"
+    }  # fmt: skip
+
+
+def test_titles_that_are_alike_as_file_names(tmp_path: Path) -> None:
+    path = _Files(tmp_path)
+    made = [path("accuracy", title).name for title in ("a b", "A/b", "../a b", "n" * 300, "n" * 301)]
+    assert made[:3] == ["accuracy-a-b.png", "accuracy-a-b-2.png", "accuracy-..-a-b.png"]
+    assert len(set(made)) == 5
+    assert max(map(len, made)) < 130
+
+
+def test_huge_figures_are_drawn_more_coarsely(tmp_path: Path) -> None:
+    figures.heat_map({(f"{a}", f"{b}"): 0.5 for a in range(80) for b in range(80)}, tmp_path / "p.png", "title")
+    assert imread(tmp_path / "p.png").size / 4 < 8.1e6
 
 
 def test_rates_against_a_number(tmp_path: Path) -> None:

@@ -7,19 +7,24 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fedsieve.cli.options import nested_settings
 from fedsieve.config.experiment import Experiment
 from fedsieve.report import page as page_module
+from fedsieve.report.escaping import shortened
 from fedsieve.report.load import load
 from fedsieve.report.page import template, write_page
 from fedsieve.report.text import as_command
 from tests.report.conftest import diagnosis, record
+from tests.report.nasty import NASTY
+from tests.report.test_escaping import Document
 
 MakeRun = Callable[..., Path]
 CHROMIUM = os.environ.get("FEDSIEVE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -59,6 +64,7 @@ def test_content(make_run: MakeRun, tmp_path: Path) -> None:
     }  # fmt: skip
     assert [s["round"] for s in one["scatter"]] == [0, 1, 2]
     assert one["scatter"][0]["points"] == [[0, 0], [1, -1], [2, -2], None]
+    assert one["scatter"][0]["malicious"] == [0]
     assert by_cell["mean", "min-max", 0]["map"] is None
     assert by_cell["mean", "none", 0]["state"] == "unfinished"
     assert by_cell["skymask", "none", 0]["state"] == "failed"
@@ -113,6 +119,72 @@ def test_scatters_keep_to_their_budget(make_run: MakeRun, tmp_path: Path, monkey
         assert run["sampled"]
         assert 1 < len(run["scatter"]) < 10
         assert run["scatter"][-1]["round"] == 39
+
+
+def named(make_run: MakeRun, name: str, where: str, **more: Any) -> Path:
+    """A run of which this component has this name, as only a file can."""
+    path = make_run(f"{where}-{list(NASTY.values()).index(name)}", [], [record(0, 0.5, **more)], rounds=1)
+    settings = yaml.safe_load((path / "experiment.yaml").read_text())
+    settings[where] = {"name": name}
+    (path / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+def test_nasty_names_are_data(make_run: MakeRun, tmp_path: Path, name: str) -> None:
+    seen = replace(diagnosis(), reasons=(name, "", "", ""))
+    more = {"diagnosis": seen, "applied": False, "note": name, "screened": (1,), "screened_reasons": (name,)}
+    paths = [named(make_run, name, where, **more) for where in ("attack", "defense", "dataset", "model")]
+    write_page(load(paths), tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    (json_text,) = re.findall(r'<script id="data" type="application/json">(.*)</script>', text)
+    assert not set(json_text) & set("<>&")
+    page = Document(text)
+    assert page.tags == Document(template()).tags  # no element is added, and none is lost
+    found = json.loads(page.scripts[0])
+    if name == NASTY["surrogate"]:  # no settings can hold it, which is a problem like any other
+        assert len(found["problems"]) == 8  # settings and records of each
+        assert found["runs"] == []
+        return
+    attack, dataset, defense, model = found["runs"]
+    assert (attack["attack"], defense["defense"]) == (name, name)
+    assert (dataset["setting"]["dataset"], model["setting"]["model"]) == (name, name)
+    assert attack["note"].startswith(shortened(f"model unchanged in 1 of 1 rounds: {name} (1)", 400))
+    assert attack["scatter"][0]["reasons"][0] == shortened(name, 200)
+    assert page.scripts[1].strip().startswith("// The data")
+    assert page.scripts[1].strip().endswith("overview();")
+
+
+def test_a_run_has_the_style_of_its_name(make_run: MakeRun, tmp_path: Path) -> None:
+    for attack, defense in (("min-max", "mean"), ("none", "mean"), ("none", "median")):
+        for seed in (0, 1, 2):
+            if (attack, seed) != ("min-max", 0):
+                path = make_run(f"{attack}{defense}{seed}", [0.5], attack=attack, defense=defense, seed=seed)
+    make_run("other", [0.5], clients=6, seed=1)
+    write_page(load([path.parent]), tmp_path / "index.html")
+    found = content(tmp_path / "index.html")
+    styles: dict[tuple[str, int], set[int]] = {}
+    for run in found["runs"]:
+        styles.setdefault((run["setting"]["clients"], run["seed"]), set()).add(run["style"])
+    assert styles == {("4", 0): {0}, ("4", 1): {1}, ("4", 2): {2}, ("6", 1): {3}}
+    assert found["styles"] == 4
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = load([make_run("a", [0.5])])
+    write_page(runs, tmp_path / "index.html")
+    before = (tmp_path / "index.html").read_text()
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page_module, "_run", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_page(runs, tmp_path / "index.html")
+    assert (tmp_path / "index.html").read_text() == before
+    assert [p.name for p in tmp_path.glob("index*")] == ["index.html"]
 
 
 def test_nothing_is_fetched() -> None:
@@ -181,6 +253,48 @@ def test_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any, scheme: s
         assert each.get_attribute("aria-label")
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+    assert said == []
+
+
+def strokes(tab: Any, within: str, shape: str) -> list[tuple[str, str]]:
+    """Colour and dashes of the lines in each element."""
+    return [
+        (line.get_attribute("stroke"), line.get_attribute("stroke-dasharray"))
+        for line in tab.locator(f"{within} {shape}").all()
+    ]
+
+
+def test_curves_look_like_their_names_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
+    blind = {"rejected": None, "false_positive_rate": None, "false_negative_rate": None}
+    for attack, seeds in (("none", (0, 1, 2)), ("min-max", (1, 2))):
+        for seed in seeds:  # seed 1 against none has no rates
+            records = [record(k, 0.5, **(blind if (attack, seed) == ("none", 1) else {})) for k in range(2)]
+            path = make_run(f"{attack}{seed}", [], records, attack=attack, seed=seed, rounds=2)
+    write_page(load([path.parent]), tmp_path / "index.html")
+    tab, said = opened(browser, tmp_path / "index.html")
+    looks = {}
+    for attack in ("none", "min-max"):
+        tab.locator(f"#matrix tbody button[aria-label*='against {attack}']").click()
+        names = [each.inner_text().strip() for each in tab.locator("#curves-key .key").all()]
+        legend = dict(zip(names, strokes(tab, "#curves-key", "line"), strict=True))
+        panels = [strokes(tab, f"#curves figure:nth-of-type({k})", "polyline") for k in (1, 2, 3)]
+        without = [look for name, look in legend.items() if (attack, name) != ("none", "seed 1")]
+        assert panels == [list(legend.values()), without, without]
+        looks[attack] = legend
+    assert set(looks["none"]) == {"seed 0", "seed 1", "seed 2"}
+    assert len(set(looks["none"].values())) == 3
+    assert looks["min-max"] == {name: looks["none"][name] for name in ("seed 1", "seed 2")}
+    assert said == []
+
+
+def test_nasty_names_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
+    paths = [named(make_run, name, where) for name in NASTY.values() for where in ("attack", "defense")]
+    write_page(load(paths), tmp_path / "index.html")
+    tab, said = opened(browser, tmp_path / "index.html")
+    shown = [each.text_content() for each in tab.locator("#matrix th").all()]
+    assert set(NASTY.values()) - {NASTY["surrogate"]} <= set(shown)
+    tab.locator("#matrix tbody button").first.click()
+    assert tab.locator("script, img").count() == 2
     assert said == []
 
 

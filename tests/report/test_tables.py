@@ -142,7 +142,7 @@ class TestLoad:
         [
             ("records.jsonl", "{}\n", "records: "),
             ("records.jsonl", "no json\n", "records: "),
-            ("experiment.yaml", "sede: 3\n", "settings: unknown setting sede"),
+            ("experiment.yaml", "sede: 3\n", "settings: no dataset, model, partition"),
             ("experiment.yaml", "]", "settings: can't read"),
         ],
     )
@@ -153,9 +153,17 @@ class TestLoad:
         assert run.problems[0].startswith(said)
         tables.markdown(tables.grids([run]), [run])
 
+    def test_an_unknown_setting_is_told(self, make_run: MakeRun) -> None:
+        path = make_run("a", [0.5])
+        with (path / "experiment.yaml").open("a") as file:
+            file.write("sede: 3\n")
+        (run,) = load([path])
+        assert run.problems[0].startswith("settings: unknown setting sede")
+
     def test_records_without_settings(self, make_run: MakeRun) -> None:
         path = make_run("a", [0.5])
         (path / "experiment.yaml").unlink()
         (run,) = load([path])
         assert run.experiment is None
-        assert "can't read" in run.problems[0]
+        assert run.problems[0].startswith("settings: ")
+        assert "experiment.yaml" in run.problems[0]

@@ -1,22 +1,22 @@
 """A run directory is complete, and every damage to it is found."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedsieve.config.experiment import Experiment
-from fedsieve.core.errors import FedSieveError
+from fedsieve.core.errors import FedSieveError, StorageError
 from fedsieve.core.metrics import summarize
 from fedsieve.core.records import RoundRecord
-from fedsieve.federation.server import ServerState
-from fedsieve.federation.simulation import SimulationState
-from fedsieve.runs.directory import RunDirectory, environment
+from fedsieve.federation.simulation import Simulation
+from fedsieve.runs.directory import CHECKPOINT, RunDirectory, environment
 from fedsieve.runs.run import run
 from tests.runs.conftest import (
     ALL,
@@ -28,7 +28,6 @@ from tests.runs.conftest import (
     KilledError,
     assert_same_run,
     run_into,
-    without_seconds,
 )
 
 
@@ -37,9 +36,11 @@ class TestContents:
         records, summary = run_into(ALL, tmp_path / "a" / "run")
         out = tmp_path / "a" / "run"
         assert sorted(path.name for path in out.iterdir()) == FILES
-        assert Experiment.read(out / "experiment.yaml") == Experiment.of(ALL)
+        assert Experiment.recorded(out / "experiment.yaml") == Experiment.of(ALL)
         found = json.loads((out / "environment.json").read_text())
-        assert found == environment(CPU)
+        reading = Simulation.of(Experiment.of(ALL), NOWHERE, CPU).holdings.reading
+        assert reading
+        assert found == {**environment(CPU), "data": reading, "data_sha256": None}
         assert found["torch"] == torch.__version__
         assert set(found) >= {"python", "fedsieve", "numpy", "platform", "device", "threads"}
         assert len(records) == 7
@@ -82,16 +83,9 @@ class TestContents:
         assert (below, mean) == (4, None)
         assert momentum["momentum"].any()
 
-    def test_an_earlier_run_is_replaced(self, doubles: ModuleType, tmp_path: Path) -> None:
-        run_into(ALL, tmp_path)
-        run_into({**ALL, "rounds": 2, "seed": 1}, tmp_path)
-        assert len(without_seconds(tmp_path)) == 2
-        assert Experiment.read(tmp_path / "experiment.yaml").seed == 1
-        assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-
     def test_a_folder_that_cannot_be_made(self, doubles: ModuleType, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
-        with pytest.raises(FedSieveError, match=f"can't write the run directory {tmp_path}/file/run"):
+        with pytest.raises(FedSieveError, match=f"can't lock run directories in {tmp_path}/file/.locks: "):
             run_into(ALL, tmp_path / "file" / "run")
 
     def test_every_round_is_reported(self, doubles: ModuleType, tmp_path: Path) -> None:
@@ -126,33 +120,6 @@ class TestDamage:
         assert str(error.value).startswith(f"{path}, line 2 is not a record: ")
         assert "\n" not in str(error.value)
 
-    def test_another_experiment(self, doubles: ModuleType, tmp_path: Path) -> None:
-        self.killed(tmp_path)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        other = {**ALL, "seed": 5}
-        with pytest.raises(FedSieveError) as error:
-            run_into(other, tmp_path, resume=True)
-        keys = Experiment.of(ALL).key, Experiment.of(other).key
-        assert str(error.value) == (
-            f"can't resume: {tmp_path} holds experiment {keys[0]}, not {keys[1]}; "
-            "choose another --out, or run without --resume"
-        )
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-    def test_another_experiment_without_a_checkpoint(self, doubles: ModuleType, tmp_path: Path) -> None:
-        self.killed(tmp_path)
-        (tmp_path / "checkpoint.safetensors").unlink()
-        with pytest.raises(FedSieveError, match="can't resume"):
-            run_into({**ALL, "seed": 5}, tmp_path, resume=True)
-
-    def test_fewer_records_than_rounds(self, doubles: ModuleType, tmp_path: Path) -> None:
-        self.killed(tmp_path)
-        path = tmp_path / "records.jsonl"
-        path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:2]))
-        with pytest.raises(FedSieveError) as error:
-            run_into(ALL, tmp_path, resume=True)
-        assert str(error.value) == f"can't resume: {tmp_path} has a checkpoint of round 4, but fewer records"
-
     @pytest.mark.parametrize(
         "damage",
         [
@@ -161,33 +128,37 @@ class TestDamage:
             lambda content: content[:40],
             lambda content: content[: len(content) // 2],
             lambda content: content[:-1],
-            lambda content: content.replace(b'"state"', b'"etats"'),
+            lambda content: content.replace(b'"sha256"', b'"sha265"'),
             lambda content: content.replace(b"params", b"smarap"),
             lambda content: content.replace(b"tensor", b"torsen"),
+            lambda content: content + b"0",
         ],
+        ids=["empty", "rubbish", "head", "half", "cut", "metadata", "names", "kinds", "longer"],
     )
     def test_a_broken_checkpoint(self, doubles: ModuleType, tmp_path: Path, damage: Any) -> None:
-        self.killed(tmp_path)
+        directory = self.killed(tmp_path)
         path = tmp_path / "checkpoint.safetensors"
         content = path.read_bytes()
         assert damage(content) != content
         path.write_bytes(damage(content))
         with pytest.raises(FedSieveError) as error:
-            run_into(ALL, tmp_path, resume=True)
-        assert str(error.value).startswith(f"{path} is not a FedSieve checkpoint: ")
+            directory.load(CPU)
+        assert str(error.value).startswith(f"{path}: it is ")
         assert "\n" not in str(error.value)
 
     def test_a_checkpoint_is_replaced_whole(
         self, doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         directory = self.killed(tmp_path)
-        before = (tmp_path / "checkpoint.safetensors").read_bytes()
+        state, before = directory.load(CPU), (tmp_path / CHECKPOINT).read_bytes()
+        assert state is not None
 
-        def fails(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-            path.write_bytes(b"half")
-            raise OSError("disk full")
+        def full(file: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("fedsieve.runs.directory.save_file", fails)
-        with pytest.raises(OSError, match="disk full"):
-            directory.save(SimulationState(ServerState(torch.zeros(15))))
-        assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+        monkeypatch.setattr("fedsieve.runs.files.os.fsync", full)
+        with pytest.raises(StorageError) as error:
+            directory.save(state, Experiment.of(ALL), "")
+        assert str(error.value) == f"can't write a checkpoint to {tmp_path}: No space left on device"
+        assert (tmp_path / CHECKPOINT).read_bytes() == before
+        assert not list(tmp_path.glob("*.new"))  # takes no room on the full disk

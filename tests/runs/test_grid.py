@@ -54,3 +54,36 @@ class TestExpand:
         with pytest.raises(ParameterError) as error:
             expand({**TINY, **grid})
         assert message in str(error.value)
+
+    def test_a_key_that_is_no_text(self) -> None:
+        with pytest.raises(ParameterError, match="7 is an empty list"):
+            expand({**TINY, 7: []})  # type: ignore[dict-item]
+
+    def test_a_value_in_an_error_is_short_and_in_one_line(self) -> None:
+        with pytest.raises(ParameterError) as error:
+            expand({**TINY, "attack": ["none", "a\nb" + 1000 * "c"]})
+        assert str(error.value).startswith("attack=a b" + 74 * "c" + "...: ")
+
+
+class TestTooMany:
+    """A grid that is too large is refused before anything of it is made."""
+
+    def test_a_billion(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Experiment, "of", None)
+        axes = {"seed": list(range(1000)), "rounds": list(range(1000)), "clients": list(range(1, 1001))}
+        with pytest.raises(ParameterError) as error:
+            expand({**TINY, **axes})
+        assert str(error.value) == (
+            "the grid has 1,000,000,000 combinations (1,000 of seed, 1,000 of rounds, 1,000 of clients), "
+            "a sweep takes 100,000: make several grids of it"
+        )
+
+    def test_more_than_can_be_written_as_a_number(self) -> None:
+        with pytest.raises(ParameterError, match=r"the grid has over 10\^18 combinations \(2 of s9999, "):
+            expand({f"s{k}": [0, 1] for k in range(20_000)})
+
+    def test_the_limit_is_the_last_that_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fedsieve.runs.grid.MOST_CELLS", 4)
+        assert len(expand({**TINY, "seed": [0, 1, 2, 3]})) == 4
+        with pytest.raises(ParameterError, match="the grid has 5 combinations"):
+            expand({**TINY, "seed": [0, 1, 2, 3, 4]})

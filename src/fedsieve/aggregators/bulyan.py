@@ -7,7 +7,7 @@ f; then every coordinate is the mean of the beta = theta - 2f values that are cl
 Departs: of an even number of values, the median is the mean of the two in the middle (the paper's is either). Of two
 values equally close the lower is kept; of updates with the same score that of the lowest client id is selected (the
 paper does not say). Krum's n - f - 2 neighbours may be none among the last that remain; one is counted. For f = 0 it is
-the mean. Distances are between parameters; the second step, per coordinate, covers the running statistics as well.
+the mean.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates, scatter
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import BoundError, ParameterError
 from fedsieve.core.linalg import column_blocks, krum_scores, lowest, pairwise_sq_distances, sorted_columns
 from fedsieve.core.traits import Traits
 
 
+@direct("bulyan")
 def bulyan(x: Float[Tensor, "n d"], f: int) -> Float[Tensor, " d"]:
     """Mean around the median of the n - 2f updates that Krum selects; El Mhamdi et al. 2018, section 4.
 
@@ -109,8 +111,8 @@ class Bulyan:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        x, n, f = updates.matrix, len(updates.matrix), view.n_malicious
+        x, n, f = updates.parameters, len(updates.matrix), view.n_malicious
         self.check(n, f)
-        taken = take_by_krum(pairwise_sq_distances(updates.parameters), updates.client_ids, f, n - 2 * f)
+        taken = take_by_krum(pairwise_sq_distances(x), updates.client_ids, f, n - 2 * f)
         mean, weights = mean_around_median(x[taken], n - 4 * f)
         return Aggregate(mean, scatter(weights, taken, 0))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from fedsieve.core import contract
 from fedsieve.core.defense import (
     Aggregate,
     Aggregator,
@@ -16,7 +17,6 @@ from fedsieve.core.defense import (
     Updates,
 )
 from fedsieve.core.errors import BoundError
-from fedsieve.core.linalg import clip_rows, middle, row_norms
 
 
 def tolerable(stage: Stage, n_clients: int, f: int) -> int:
@@ -51,10 +51,6 @@ class Chain:
     A stage behind a detector assumes the same f, since the detector may have rejected the wrong clients; f is lowered
     only where the stage's bound does not hold for the clients that remain.
 
-    Detectors decide by parameters, so an accepted client could still send any running statistics: behind a detector,
-    each client's statistics are clipped to the median length over all clients that the first detector saw, or over
-    those that stay, whichever is shorter: the first fails if most clients are malicious, the second if few stay.
-
     Attributes:
         stages: At least one detector or pre-aggregator. Each has a state of its own.
         aggregator: Aggregates the updates of the accepted clients.
@@ -73,16 +69,15 @@ class Chain:
         """See :class:`fedsieve.core.defense.Aggregator`. If no client is accepted, update and weights are 0."""
         states: list[Any] = list(view.state or [None] * (len(self.stages) + 1))
         stay = torch.ones_like(updates.client_ids, dtype=torch.bool)
-        scores, diagnosis, decided, longest, left = None, None, False, None, updates
+        scores, diagnosis, decided, left = None, None, False, updates
         for k, stage in enumerate(self.stages):
             seen = _view(view, stage, left, states[k])
             if isinstance(stage, PreAggregator):
-                changed = stage.preaggregate(left, seen)
+                changed = contract.preaggregate(stage, left, seen)
                 left, states[k] = changed.updates, changed.state
                 continue
-            found = stage.detect(left, seen)
+            found = contract.detect(stage, left, seen)
             states[k] = found.state
-            longest = float(middle(row_norms(left.statistics))) if longest is None else longest
             whole = found.scattered(stay)
             diagnosis = whole.diagnosis or diagnosis
             if whole.scores is not None:  # clients rejected earlier keep their score
@@ -93,10 +88,7 @@ class Chain:
             if not stay.any():
                 zero, weights = torch.zeros_like(updates.matrix[0]), torch.zeros_like(updates.matrix[:, 0])
                 return Aggregate(zero, weights, stay, scores, tuple(states), diagnosis)
-        if longest is not None and left.statistics.shape[1]:
-            bound = min(longest, float(middle(row_norms(left.statistics))))
-            left = left.with_matrix(torch.cat([left.parameters, clip_rows(left.statistics, bound)], dim=1))
-        result = self.aggregator(left, _view(view, self.aggregator, left, states[-1]))
+        result = contract.aggregate(self.aggregator, left, _view(view, self.aggregator, left, states[-1]))
         states[-1] = result.state
         result = result.scattered(stay, torch.inf)
         accepted = result.accepted if result.accepted is not None else stay if decided else None

@@ -9,8 +9,7 @@ Departs: 256 random inputs per seed, not 20,000. The paper leaves open how they 
 here uniform in [0, 1), as in the published codes, and clusters of at least two with one neighbour. Without an output
 bias, the sum of each class's weights stands in for it. Two biases with update 0 are at distance 0, one with update 0
 and one without at 1. A ratio of probabilities counts e^100 at most. Local models predict with the global model's
-running statistics; the aggregate's are the accepted clients' mean, each client's statistics clipped as a vector of
-their own to the median length over all clients.
+running statistics.
 """
 
 from collections.abc import Sequence
@@ -23,12 +22,14 @@ from torch import Tensor
 
 from fedsieve.core.clustering import hdbscan
 from fedsieve.core.defense import Aggregate, Network, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import MissingDataError, ParameterError
 from fedsieve.core.layout import Layout
 from fedsieve.core.linalg import cosine_distances, median_clipped_mean, output_layer, uniform_weights
 from fedsieve.core.traits import Traits
 
 
+@direct("deepsight")
 def deepsight(
     x: Float[Tensor, "n d"],
     global_params: Float[Tensor, " d"],
@@ -39,7 +40,7 @@ def deepsight(
     samples: int = 256,
     tau: float = 1 / 3,
     min_cluster_size: int = 2,
-) -> Float[Tensor, " d"]:
+) -> Float[Tensor, " p"]:
     """Mean of the updates in clusters that were trained on enough classes, clipped to the median length.
 
     Rieger et al. 2022, algorithms 1 to 3.
@@ -56,7 +57,7 @@ def deepsight(
         min_cluster_size: Fewest clients in a cluster, at least 2.
 
     Returns:
-        The aggregate, [d]; 0 if no client is accepted.
+        The aggregate of the parameters, [p]; 0 if no client is accepted.
 
     Raises:
         ParameterError: If a parameter is out of range, or the network cannot be run on random real numbers.
@@ -73,9 +74,11 @@ def deepsight(
     tensor([1., 1., 1., 1., 1., 1., 1., 1., 1.])
     """
     check_parameters(seeds, samples, tau, min_cluster_size)
+    if layout.size != x.shape[1]:
+        raise ParameterError(f"deepsight: x has {x.shape[1]} columns, layout has {layout.size} coordinates")
     order = torch.arange(len(x), device=x.device)
     accepted, _ = inspect(x, global_params, layout, network, generator, order, seeds, samples, tau, min_cluster_size)
-    return median_clipped_mean(x, accepted, layout.n_parameters)[0]
+    return median_clipped_mean(x[:, : layout.n_parameters], accepted)[0]
 
 
 def inspect(
@@ -234,5 +237,5 @@ class DeepSight:
         x, layout, order = updates.matrix, updates.layout, updates.client_ids.argsort()
         settings = (self.seeds, self.samples, self.tau, self.min_cluster_size)
         accepted, scores = inspect(x, view.global_params, layout, view.network, view.generator, order, *settings)
-        mean, _ = median_clipped_mean(x, accepted, layout.n_parameters)
+        mean, _ = median_clipped_mean(updates.parameters, accepted)
         return Aggregate(mean, uniform_weights(accepted, x.dtype), accepted, scores)

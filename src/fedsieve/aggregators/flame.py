@@ -7,8 +7,6 @@ Variant: cosine distances between the local models, as Algorithm 1 has it; ``ang
 updates, as several later codes do. HDBSCAN with clusters of more than n / 2 points and one neighbour: as the distance
 allowed between neighbours grows, the first connected group of more than half the clients is accepted. Benign clients
 at the edge of that group are rejected, attack or not.
-Departs: angles, lengths and noise are those of the parameters. Running statistics are the accepted clients' mean, each
-client's statistics clipped as a vector of their own to the median length over all clients, and without noise.
 """
 
 from dataclasses import dataclass
@@ -21,11 +19,13 @@ from torch import Tensor
 
 from fedsieve.core.clustering import hdbscan
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.linalg import cosine_distances, median_clipped_mean, uniform_weights
 from fedsieve.core.traits import Traits
 
 
+@direct("flame")
 def flame(
     x: Float[Tensor, "n d"],
     global_params: Float[Tensor, " d"] | None = None,
@@ -54,7 +54,7 @@ def flame(
     check_noise(noise)
     if noise and generator is None:
         raise ParameterError(f"flame: noise={noise} needs a generator; hand one in, or set noise=0.0")
-    return noisy_mean(x, majority(cosine_distances(x, global_params)), x.shape[1], noise, generator)
+    return noisy_mean(x, majority(cosine_distances(x, global_params)), noise, generator)
 
 
 def majority(distances: Float64[Tensor, "n n"]) -> Bool[Tensor, " n"]:
@@ -70,14 +70,13 @@ def mean_distance(distances: Float64[Tensor, "n n"], to: Bool[Tensor, " n"]) -> 
 def noisy_mean(
     x: Float[Tensor, "n d"],
     accepted: Bool[Tensor, " n"],
-    n_parameters: int,
     noise: float,
     generator: torch.Generator | None,
 ) -> Float[Tensor, " d"]:
-    """Mean of the accepted rows, clipped to the median length, with noise on the first ``n_parameters`` coordinates."""
-    mean, bound = median_clipped_mean(x, accepted, n_parameters)
+    """Mean of the accepted rows, clipped to the median length, with noise."""
+    mean, bound = median_clipped_mean(x, accepted)
     if noise:
-        mean[:n_parameters] += noise * bound * torch.randn(n_parameters, generator=generator).to(mean)
+        mean += noise * bound * torch.randn(len(mean), generator=generator).to(mean)
     return mean
 
 
@@ -111,9 +110,9 @@ class FLAME:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        x, p = updates.matrix, updates.layout.n_parameters
-        distances = cosine_distances(x[:, :p], view.global_params[:p] if self.angles == "models" else None)
+        x, p = updates.parameters, updates.layout.n_parameters
+        distances = cosine_distances(x, view.global_params[:p] if self.angles == "models" else None)
         accepted = majority(distances)
-        update = noisy_mean(x, accepted, p, self.noise, view.generator)
+        update = noisy_mean(x, accepted, self.noise, view.generator)
         scores = mean_distance(distances, accepted).to(x.dtype)
         return Aggregate(update, uniform_weights(accepted, x.dtype), accepted, scores)

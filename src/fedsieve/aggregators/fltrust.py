@@ -4,9 +4,7 @@ Cao, Fang, Liu, Gong. FLTrust: Byzantine-robust Federated Learning via Trust Boo
 Equations 2 to 4, Algorithm 2.
 
 Variant: trust = ReLU of the cosine to the root update; every update is scaled to the root update's norm.
-Departs: a client whose update is zero has no direction, so no trust (the paper does not say). Cosine and norm are those
-of the parameters; running statistics are averaged with the same weights, each client's clipped to the norm of the root
-update's statistics.
+Departs: a client whose update is zero has no direction, so no trust (the paper does not say).
 """
 
 from dataclasses import dataclass
@@ -17,11 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import MissingDataError
-from fedsieve.core.linalg import clip_rows, column_blocks, row_norms
+from fedsieve.core.linalg import column_blocks, row_norms
 from fedsieve.core.traits import Traits
 
+# Lengths between 10^-15 and 10^15, and the ratio of any two of them, are far within the range of float32.
+_ORDINARY = 15
 
+
+@direct("fltrust")
 def fltrust(x: Float[Tensor, "n d"], root_update: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """Mean of the updates scaled to the root update's norm, weighted by trust; Cao et al. 2021, equation 4.
 
@@ -43,8 +46,8 @@ def trust_scores(x: Float[Tensor, "n d"], root: Float[Tensor, " d"]) -> Float[Te
     dots = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for block in column_blocks(x):
         dots += x[:, block].double() @ root[block].double()
-    norms = row_norms(x) * root.double().norm()
-    return torch.where(norms > 0, dots / norms, 0).clamp(min=0).to(x.dtype)
+    norms = row_norms(x) * root.double().norm()  # inf for a float64 row whose square overflows, which gets no trust
+    return torch.where((norms > 0) & norms.isfinite(), dots / norms, 0).clamp(min=0).to(x.dtype)
 
 
 def shares(trust: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -58,8 +61,16 @@ def rescaled_mean(
 ) -> Float[Tensor, " d"]:
     """Weighted mean of the rows, each scaled to the norm of ``root``; rows of weight 0 are left out."""
     rows = weights > 0
-    scale = (weights[rows] * root.norm() / row_norms(x[rows])).to(x.dtype)
-    mean: Tensor = scale @ x[rows]
+    weights, x = weights[rows], x[rows]
+    lengths, length = row_norms(x), row_norms(root[None])
+    if torch.cat([lengths, length]).log10().abs().max() < _ORDINARY:
+        scale = (weights * root.norm() / lengths).to(x.dtype)
+        mean: Tensor = scale @ x
+        return mean
+    # a float32 scale of a row of length 1e-38 would overflow, or make the mean overflow
+    mean, scales = torch.empty_like(root), weights.double() * length / lengths
+    for block in column_blocks(x):
+        mean[block] = (scales @ x[:, block].double()).to(x.dtype)
     return mean
 
 
@@ -82,7 +93,4 @@ class FLTrust:
         x, p, root = updates.parameters, updates.layout.n_parameters, view.root.update()
         trust = trust_scores(x, root[:p])
         weights = shares(trust)
-        rows = weights > 0
-        statistics = weights[rows] @ clip_rows(updates.statistics[rows], float(root[p:].double().norm()))
-        update = torch.cat([rescaled_mean(x, weights, root[:p]), statistics])
-        return Aggregate(update, weights, scores=1 - trust)
+        return Aggregate(rescaled_mean(x, weights, root[:p]), weights, scores=1 - trust)

@@ -7,8 +7,7 @@ Variant: every client counts the same. Every iterate is a weighted mean of the u
 iterated, from the updates' inner products; iterations are cheap and run to convergence, where the paper stops at 3.
 Departs: starts from the mean of the shorter majority of the updates (the paper's start is free): from the mean of all,
 one huge update would cost an iteration for every factor n of its length. An update whose squared length exceeds float64
-is at infinite distance and has no weight. Running statistics have a geometric median of their own, since their scale is
-unrelated to that of the parameters.
+is at infinite distance and has no weight.
 """
 
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.linalg import centred_gram, column_blocks, shorter_majority, uniform_weights
 from fedsieve.core.traits import Traits
 
 
+@direct("geometric-median")
 def geometric_median(
     x: Float[Tensor, "n d"], iterations: int = 100, smoothing: float = 1e-6, tolerance: float = 1e-10
 ) -> Float[Tensor, " d"]:
@@ -131,6 +132,4 @@ class GeometricMedian:
         settings = (self.iterations, self.smoothing, self.tolerance)
         weights = median_weights(updates.parameters, *settings)
         median = weighted_mean(updates.parameters, weights)
-        if updates.statistics.shape[1]:
-            median = torch.cat([median, geometric_median(updates.statistics, *settings)])
         return Aggregate(median, weights.to(median.dtype))

@@ -12,7 +12,6 @@ and masks at |v| / n = tau. ``preset="code"`` has those of the published code, t
 int(alpha n) to int((1 - alpha) n) of the values, and keeps a coordinate at |v| / n = tau.
 Departs: |v| is compared with tau n in exact arithmetic; in floating point, 4 of 20 votes may or may not exceed 0.2.
 Where trimming would leave nothing (the published code divides by zero there), the one or two middle values stay.
-Running statistics are trimmed, never masked, since their signs are not directions of descent.
 """
 
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.linalg import column_blocks, mean_of_ranks
 from fedsieve.core.traits import Traits
@@ -33,6 +33,7 @@ Preset = Literal["paper", "code"]
 _PRESETS: dict[Preset, tuple[float, float, bool]] = {"paper": (0.2, 0.25, True), "code": (0.6, 0.45, False)}
 
 
+@direct("invariant")
 def invariant(
     x: Float[Tensor, "n d"], tau: float = 0.2, trim: float = 0.25, strict: bool = True
 ) -> Float[Tensor, " d"]:
@@ -57,7 +58,7 @@ def invariant(
     """
     check_shares(tau, trim, "trim")
     kept = agreed(x, votes_needed(len(x), tau, strict))
-    return masked_trimmed_mean(x, kept, x.shape[1], *kept_ranks(len(x), trim, "paper"))[0]
+    return masked_trimmed_mean(x, kept, *kept_ranks(len(x), trim, "paper"))[0]
 
 
 def votes_needed(n: int, tau: float, strict: bool) -> int:
@@ -85,16 +86,13 @@ def kept_ranks(n: int, alpha: float, preset: Preset) -> tuple[int, int]:
 
 
 def masked_trimmed_mean(
-    x: Float[Tensor, "n d"], kept: Bool[Tensor, " d"], n_parameters: int, start: int, stop: int
+    x: Float[Tensor, "n d"], kept: Bool[Tensor, " d"], start: int, stop: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " n"]]:
     """Mean of ranks ``start`` to ``stop`` (exclusive) of the kept columns, 0 elsewhere; and each row's weight in it.
 
-    Only kept columns among the first ``n_parameters`` count for the weights. If there is none, all is 0: the model
-    stays as it is, running statistics included.
+    Only kept columns count for the weights. If there is none, all is 0: the model stays as it is.
     """
-    counted = kept.clone()
-    counted[n_parameters:] = False
-    mean, weights = mean_of_ranks(x, start, stop, counted=counted)
+    mean, weights = mean_of_ranks(x, start, stop, counted=kept)
     return torch.where(kept & weights.any(), mean, 0), weights
 
 
@@ -150,12 +148,12 @@ class Invariant:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        x, n, p = updates.matrix, len(updates.matrix), updates.layout.n_parameters
+        x, n = updates.parameters, len(updates.matrix)
         tau, alpha, strict = _PRESETS[self.preset]
         alpha = alpha if self.alpha is None else self.alpha
         kept = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
         if self.mask:
             tau = tau if self.tau is None else self.tau
-            kept[:p] = agreed(x[:, :p], votes_needed(n, tau, strict if self.strict is None else self.strict))
+            kept = agreed(x, votes_needed(n, tau, strict if self.strict is None else self.strict))
         start, stop = kept_ranks(n, alpha, self.preset) if self.trim else (0, n)
-        return Aggregate(*masked_trimmed_mean(x, kept, p, start, stop))
+        return Aggregate(*masked_trimmed_mean(x, kept, start, stop))

@@ -8,8 +8,7 @@ score; Multi-Krum averages the ``keep`` of lowest score, scored once. The paper 
 codes have n - f, which is the default here, or n - f - 2. Another Multi-Krum, which SkyMask's paper describes, selects
 updates one by one, with new scores each time, while n - c > 2m + 2, c being the number selected so far.
 Departs: updates tied for a place are averaged, where the paper takes any one (Krum) or does not say (Multi-Krum). For
-f = 0 there is no bound on n, and a score counts at least one neighbour. Distances are between parameters; the selected
-updates' running statistics are averaged after each client's were clipped to the median length of all.
+f = 0 there is no bound on n, and a score counts at least one neighbour.
 """
 
 from dataclasses import dataclass
@@ -20,14 +19,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import BoundError, ParameterError
-from fedsieve.core.linalg import clip_to_median, krum_scores, lowest, pairwise_sq_distances, uniform_weights
+from fedsieve.core.linalg import krum_scores, lowest, pairwise_sq_distances, uniform_weights
 from fedsieve.core.traits import Traits
 
 _PAPER = "Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017"
 _BREAKS_AT = "more than f malicious clients; with many coordinates, one of them may be far off in the selected update"
 
 
+@direct("krum")
 def krum(x: Float[Tensor, "n d"], f: int) -> Float[Tensor, " d"]:
     """The update with the lowest sum of squared distances to its n - f - 2 nearest others; Blanchard et al. 2017.
 
@@ -49,6 +50,7 @@ def krum(x: Float[Tensor, "n d"], f: int) -> Float[Tensor, " d"]:
     return x[select(x, f, 1)[0]].mean(dim=0)
 
 
+@direct("multi-krum")
 def multi_krum(x: Float[Tensor, "n d"], f: int, keep: int | None = None) -> Float[Tensor, " d"]:
     """Mean of the ``keep`` updates of lowest Krum score; Blanchard et al. 2017, section 4.
 
@@ -114,7 +116,7 @@ class Krum:
         x, f = updates.parameters, view.n_malicious
         self.check(len(x), f)
         rows, scores = select(x, f, 1)
-        return _mean_of(updates, rows, None, scores)
+        return Aggregate(x[rows].mean(dim=0), uniform_weights(rows, x.dtype), scores=scores)
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,4 @@ class MultiKrum:
         x, f = updates.parameters, view.n_malicious
         self.check(len(x), f)
         rows, scores = select(x, f, len(x) - f if self.keep is None else self.keep)
-        return _mean_of(updates, rows, rows, scores)
-
-
-def _mean_of(
-    updates: Updates, rows: Bool[Tensor, " n"], accepted: Bool[Tensor, " n"] | None, scores: Float[Tensor, " n"]
-) -> Aggregate:
-    """Mean of the selected rows; their running statistics are clipped, since they took no part in the selection."""
-    weights = uniform_weights(rows, updates.matrix.dtype)
-    statistics = weights @ clip_to_median(updates.statistics)
-    return Aggregate(torch.cat([updates.parameters[rows].mean(dim=0), statistics]), weights, accepted, scores)
+        return Aggregate(x[rows].mean(dim=0), uniform_weights(rows, x.dtype), rows, scores)

@@ -16,10 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.linalg import uniform_weights
 from fedsieve.core.traits import Traits
 
 
+@direct("mean", spreads=True)
 def mean(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Mean of all updates; McMahan et al. 2017, algorithm 1, with equal weights.
 
@@ -50,4 +52,4 @@ class Mean:
         """See :class:`fedsieve.core.defense.Aggregator`."""
         x = updates.matrix
         everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        return Aggregate(mean(x), uniform_weights(everyone, x.dtype))
+        return Aggregate(x.mean(dim=0), uniform_weights(everyone, x.dtype))

@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.linalg import mean_of_ranks
 from fedsieve.core.traits import Traits
 
 
+@direct("median")
 def median(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Median of each column; Yin et al. 2018, definition 1.
 
@@ -52,4 +54,4 @@ class Median:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        return Aggregate(*median_and_weights(updates.matrix))
+        return Aggregate(*median_and_weights(updates.parameters))

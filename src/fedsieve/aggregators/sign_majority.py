@@ -6,7 +6,6 @@ Tolerant. ICLR 2019. Algorithm 1, without momentum.
 Variant: the step is ``step * sign(sum of the clients' signs)``; a tied vote gives 0.
 Departs: clients vote with the sign of their update, not of one gradient. Without ``step``, its size is the median over
 clients of their mean absolute coordinate, so that it follows the scale of the round; the paper has a learning rate.
-Running statistics are the coordinate-wise median.
 """
 
 from dataclasses import dataclass
@@ -18,11 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import column_blocks, mean_of_ranks, middle
+from fedsieve.core.linalg import column_blocks, middle
 from fedsieve.core.traits import Traits
 
 
+@direct("sign-majority")
 def sign_majority(x: Float[Tensor, "n d"], step: float | None = None) -> Float[Tensor, " d"]:
     """The majority's sign in each column times the step size; Bernstein et al. 2019, algorithm 1.
 
@@ -98,10 +99,5 @@ class SignMajority:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        x, n, p = updates.matrix, len(updates.matrix), updates.layout.n_parameters
-        outcome, weights = majority(x[:, :p])
-        update = torch.zeros_like(x[0])
-        if weights.any():  # else every vote is tied, and the model stays as it is, statistics included
-            update[:p] = outcome * step_size(x[:, :p], self.step)
-            update[p:] = mean_of_ranks(x[:, p:], (n - 1) // 2, n // 2 + 1)[0]
-        return Aggregate(update, weights)
+        outcome, weights = majority(updates.parameters)
+        return Aggregate(outcome * step_size(updates.parameters, self.step), weights)

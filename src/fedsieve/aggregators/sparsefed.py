@@ -8,8 +8,7 @@ the memory that are largest in absolute value are the step; there, memory and mo
 
 Variant: momentum is set to 0 where the memory is, as in the published code. Ties go to the lowest coordinate.
 Departs: ``keep`` is a share of the model's coordinates; the published code has a number, 50,000 for a ResNet9. Without
-``max_norm``, the bound is the median length of the round's updates; the paper's is fixed. All that is done to the
-parameters; running statistics are clipped as a vector of their own, to its median length, and averaged in full.
+``max_norm``, the bound is the median length of the round's updates; the paper's is fixed.
 """
 
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.linalg import check_max_norm, clip_updates, uniform_weights
 from fedsieve.core.traits import Traits
@@ -29,6 +29,7 @@ from fedsieve.core.traits import Traits
 _RHO = 0.9
 
 
+@direct("sparsefed")
 def sparsefed(
     x: Float[Tensor, "n d"],
     momentum: Float[Tensor, " d"] | None = None,
@@ -62,7 +63,7 @@ def sparsefed(
     tensor([0.0000, 7.5000, 0.0000])
     """
     check_parameters(keep, max_norm, rho, "rho")
-    return sparse_step(clip_updates(x, x.shape[1], max_norm)[0].mean(dim=0), momentum, memory, keep, rho)
+    return sparse_step(clip_updates(x, max_norm)[0].mean(dim=0), momentum, memory, keep, rho)
 
 
 def sparse_step(
@@ -126,11 +127,11 @@ class SparseFed:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        x, p, state = updates.matrix, updates.layout.n_parameters, view.state or {}
-        update = clip_updates(x, p, self.max_norm)[0].mean(dim=0)
+        x, state = updates.parameters, view.state or {}
+        update = clip_updates(x, self.max_norm)[0].mean(dim=0)
         step, momentum, memory = sparse_step(
-            update[:p], state.get("momentum"), state.get("memory"), self.keep, self.momentum
+            update, state.get("momentum"), state.get("memory"), self.keep, self.momentum
         )
         everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
         weights = uniform_weights(everyone, x.dtype)
-        return Aggregate(torch.cat([step, update[p:]]), weights, state={"memory": memory, "momentum": momentum})
+        return Aggregate(step, weights, state={"memory": memory, "momentum": momentum})

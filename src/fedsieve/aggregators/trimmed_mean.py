@@ -15,11 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import BoundError, ParameterError
 from fedsieve.core.linalg import mean_of_ranks
 from fedsieve.core.traits import Traits
 
 
+@direct("trimmed-mean")
 def trimmed_mean(x: Float[Tensor, "n d"], trim: int) -> Float[Tensor, " d"]:
     """Mean of each column without its ``trim`` smallest and ``trim`` largest values; Yin et al. 2018, definition 2.
 
@@ -90,4 +92,4 @@ class TrimmedMean:
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
         trim = view.n_malicious if self.trim is None else self.trim
-        return Aggregate(*trimmed_mean_and_weights(updates.matrix, trim))
+        return Aggregate(*trimmed_mean_and_weights(updates.parameters, trim))

@@ -5,8 +5,7 @@ Sun, Kairouz, Suresh, McMahan. Can You Really Backdoor Federated Learning? 2019;
 Variant: the noise is added once, to the aggregate. It is too small for a privacy guarantee.
 Departs: the noise's standard deviation is ``noise`` times the clipping bound over n, so that one setting fits every
 model and number of clients; the paper's is fixed, which is ``sigma`` (it has 0.025). Without ``max_norm``, the bound is
-the median length of the round's updates. Length and noise are those of the parameters; running statistics are clipped
-as a vector of their own, to its median length, and averaged.
+the median length of the round's updates.
 """
 
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.linalg import check_max_norm, clip_updates, uniform_weights
 from fedsieve.core.traits import Traits
@@ -25,6 +25,7 @@ from fedsieve.core.traits import Traits
 _NOISE = 0.05
 
 
+@direct("weak-dp")
 def weak_dp(
     x: Float[Tensor, "n d"],
     max_norm: float | None = None,
@@ -53,23 +54,22 @@ def weak_dp(
     check_parameters(max_norm, noise, sigma)
     if generator is None and (sigma if sigma is not None else noise) != 0:
         raise ParameterError("weak-dp: the noise needs a generator; hand one in, or set noise=0.0")
-    return noisy_mean(x, x.shape[1], max_norm, noise, sigma, generator)
+    return noisy_mean(x, max_norm, noise, sigma, generator)
 
 
 def noisy_mean(
     x: Float[Tensor, "n d"],
-    n_parameters: int,
     max_norm: float | None,
     noise: float | None,
     sigma: float | None,
     generator: torch.Generator | None,
 ) -> Float[Tensor, " d"]:
-    """Mean of the clipped rows with noise on the first ``n_parameters`` coordinates; see :func:`weak_dp`."""
-    clipped, bound = clip_updates(x, n_parameters, max_norm)
+    """Mean of the clipped rows with noise; see :func:`weak_dp`."""
+    clipped, bound = clip_updates(x, max_norm)
     mean = clipped.mean(dim=0)
     deviation = (_NOISE if noise is None else noise) * bound / len(x) if sigma is None else sigma
     if deviation:
-        mean[:n_parameters] += deviation * torch.randn(n_parameters, generator=generator).to(x)
+        mean += deviation * torch.randn(len(mean), generator=generator).to(x)
     return mean
 
 
@@ -109,7 +109,7 @@ class WeakDP:
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
-        x, p = updates.matrix, updates.layout.n_parameters
-        update = noisy_mean(x, p, self.max_norm, self.noise, self.sigma, view.generator)
+        x = updates.parameters
+        update = noisy_mean(x, self.max_norm, self.noise, self.sigma, view.generator)
         everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return Aggregate(update, uniform_weights(everyone, x.dtype))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedsieve.attacks.triggers import check_target
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
+from fedsieve.core.bounded import read_npz
 from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.core.traits import Traits
 
@@ -39,13 +40,9 @@ def read(path: Path, part: str) -> UInt8[ndarray, "k height width channels"]:
     """
     if not path.is_file():
         raise MissingDataError(f"{path} is missing; edge-case needs {FORMAT}; docs/data.md says how to get it")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            images: ndarray = arrays[part]
-    except PermissionError as error:
-        raise MissingDataError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # for a broken zip file many types of errors are raised
-        raise CorruptDataError(f"{path} is not {FORMAT}: {error or type(error).__name__}".replace("\n", " ")) from None
+    images = read_npz(path, (part,), width=4, expected=FORMAT).get(part)
+    if images is None:
+        raise CorruptDataError(f"{path} is not {FORMAT}: it has no {part}")
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise CorruptDataError(f"{path} is not {FORMAT}: {part} is {images.dtype} of shape {list(images.shape)}")
     return images

@@ -19,6 +19,7 @@ every ``stride``-th feature becomes 0.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import ClassVar
 
@@ -26,7 +27,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedsieve.attacks.triggers import check_effect, check_pattern, check_target, mark, with_poisoned_copies
+from fedsieve.attacks.triggers import (
+    check_effect,
+    check_pattern,
+    check_target,
+    check_visible,
+    mark,
+    with_poisoned_copies,
+)
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
@@ -105,7 +113,8 @@ class LIEBackdoor:
         rounds: Number of local trainings of the backdoor, one after the other.
         z: Standard deviations from the honest mean that are allowed; None: :func:`z_max` of the round's clients.
         size: Images only: side of the square trigger in the top left corner, in pixels.
-        value: Images only: pixel value of the trigger, on the dataset's own scale.
+        value: Images only: pixel value of the trigger, on the dataset's own scale; None: the largest in the training
+            data.
         stride: Other data only: every ``stride``-th feature becomes 0.
     """
 
@@ -115,7 +124,7 @@ class LIEBackdoor:
     rounds: int = 5
     z: float | None = None
     size: int = 5
-    value: float = 1.0
+    value: float | None = None
     stride: int = 20
     traits: ClassVar[Traits] = Traits(
         summary="Backdoor: a trigger, the update clamped to the benign standard deviation",
@@ -131,19 +140,27 @@ class LIEBackdoor:
                 f"lie-backdoor: alpha must be at least 0 and rounds at least 1, got {self.alpha} and {self.rounds}"
             )
 
-    def trigger(self, x: Tensor) -> Tensor:
-        """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features]."""
-        return mark(x, self.size, self.value, self.stride)
+    def trigger(self, x: Tensor, largest: float = 1.0) -> Tensor:
+        """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features].
+
+        Args:
+            x: Samples.
+            largest: Largest value in the training data, :attr:`fedsieve.core.attack.Task.largest`.
+        """
+        return mark(x, self.size, largest if self.value is None else self.value, self.stride)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered:
         """See :class:`fedsieve.core.attack.Backdoor`; the test data with the trigger."""
-        return Triggered(self.trigger(x), torch.full_like(y, self.target), y == self.target)
+        marked = self.trigger(x, task.largest)
+        check_visible("lie-backdoor", x, marked)
+        return Triggered(marked, torch.full_like(y, self.target), y == self.target)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
         """See :class:`fedsieve.core.attack.DataAttack`."""
         check_target("lie-backdoor", self.target, view.task.n_classes)
         check_effect("lie-backdoor", self, x)
-        return with_poisoned_copies(x, y, self.share, self.target, self.trigger, view.generator)
+        trigger = partial(self.trigger, largest=view.task.largest)
+        return with_poisoned_copies(x, y, self.share, self.target, trigger, view.generator)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

@@ -9,13 +9,21 @@ Departs: Bagdasaryan et al. use one attacker and n / (server learning rate); FLT
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedsieve.attacks.triggers import check_effect, check_pattern, check_target, mark, with_poisoned_copies
+from fedsieve.attacks.triggers import (
+    check_effect,
+    check_pattern,
+    check_target,
+    check_visible,
+    mark,
+    with_poisoned_copies,
+)
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
@@ -30,7 +38,8 @@ class Scaling:
         share: Poisoned copies per clean sample, in (0, 1].
         factor: What the update is multiplied by; None: clients of the round / malicious ones among them.
         size: Images only: side of the square trigger in the top left corner, in pixels.
-        value: Images only: pixel value of the trigger, on the dataset's own scale.
+        value: Images only: pixel value of the trigger, on the dataset's own scale; None: the largest in the training
+            data.
         stride: Other data only: every ``stride``-th feature becomes 0.
     """
 
@@ -38,7 +47,7 @@ class Scaling:
     share: float = 0.5
     factor: float | None = None
     size: int = 5
-    value: float = 1.0
+    value: float | None = None
     stride: int = 20
     traits: ClassVar[Traits] = Traits(
         summary="Backdoor: a trigger in poisoned copies of the data, the update scaled up",
@@ -50,19 +59,27 @@ class Scaling:
         if self.factor is not None and not self.factor > 0:
             raise ParameterError(f"scaling: factor must be positive, got {self.factor}")
 
-    def trigger(self, x: Tensor) -> Tensor:
-        """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features]."""
-        return mark(x, self.size, self.value, self.stride)
+    def trigger(self, x: Tensor, largest: float = 1.0) -> Tensor:
+        """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features].
+
+        Args:
+            x: Samples.
+            largest: Largest value in the training data, :attr:`fedsieve.core.attack.Task.largest`.
+        """
+        return mark(x, self.size, largest if self.value is None else self.value, self.stride)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered:
         """See :class:`fedsieve.core.attack.Backdoor`; the test data with the trigger."""
-        return Triggered(self.trigger(x), torch.full_like(y, self.target), y == self.target)
+        marked = self.trigger(x, task.largest)
+        check_visible("scaling", x, marked)
+        return Triggered(marked, torch.full_like(y, self.target), y == self.target)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
         """See :class:`fedsieve.core.attack.DataAttack`."""
         check_target("scaling", self.target, view.task.n_classes)
         check_effect("scaling", self, x)
-        return with_poisoned_copies(x, y, self.share, self.target, self.trigger, view.generator)
+        trigger = partial(self.trigger, largest=view.task.largest)
+        return with_poisoned_copies(x, y, self.share, self.target, trigger, view.generator)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

@@ -68,6 +68,13 @@ def check_pattern(attack: str, share: float, size: int, stride: int, target: int
         )
 
 
+def check_visible(attack: str, x: Tensor, marked: Tensor) -> None:
+    """Raise :class:`ParameterError`, with the name of ``attack``, where samples ``x`` have the trigger already."""
+    if torch.equal(x, marked):
+        remedy = "set value or size" if x.dim() == 4 else "set stride"
+        raise ParameterError(f"{attack}: each of the {len(x)} test samples looks as with the trigger; {remedy}")
+
+
 def check_target(attack: str, target: int, n_classes: int) -> None:
     """Raise :class:`ParameterError`, with the name of ``attack``, where ``target`` is no class."""
     if target >= n_classes:

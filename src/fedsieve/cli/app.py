@@ -1,19 +1,23 @@
 """All commands of the command line, and its exit codes."""
 
+import os
 import sys
+from contextlib import suppress
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from fedsieve.cli.data import data_app
 from fedsieve.cli.list import list_
-from fedsieve.cli.options import err
+from fedsieve.cli.options import err, say
 from fedsieve.cli.report import report
 from fedsieve.cli.reproduce import reproduce
 from fedsieve.cli.run import run
 from fedsieve.cli.sweep import sweep
 from fedsieve.cli.watch import watch
-from fedsieve.core.errors import FedSieveError
+from fedsieve.config.imports import announced
+from fedsieve.core.errors import FedSieveError, StorageError
+from fedsieve.core.escaping import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,10 +32,37 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 2 for a user's mistake, 1 for a failure of ours, 130 if interrupted."""
-    sys.path.insert(0, "")  # so that package.module:Class finds modules in the current folder
+    """Run the command line.
+
+    Exit codes: 2 for a user's mistake; 1 for a failure of ours, of the machine (a full disk, no memory) or of a cell of
+    a sweep; 128 and the number of the signal if interrupted.
+    """
     try:
-        app()
+        try:
+            with announced(say):
+                app()
+        finally:
+            sys.stdout.flush()
+    except StorageError as error:
+        _say(str(error))
+        sys.exit(1)
     except FedSieveError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        _say(str(error))
         sys.exit(2)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            _say(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        with suppress(OSError, ValueError):  # what is still to be written to it can't be
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        said = str(error) or "Python could not allocate what was asked for"
+        # torch has a type of its own for a GPU's memory, and none for the machine's
+        if not (isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said):
+            raise
+        _say(f"out of memory: {said.splitlines()[0]}; try fewer clients_per_round, a smaller model or smaller batches")
+        sys.exit(1)
+
+
+def _say(error: str) -> None:
+    err.print(Text.assemble(("error:", "bold red"), f" {printable(error)}"), soft_wrap=True)

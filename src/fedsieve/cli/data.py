@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedsieve.cli.options import JsonFlag, out
+from fedsieve.core.escaping import printable
 
 data_app = typer.Typer(no_args_is_help=True, help="List, download and check datasets.")
 
@@ -32,8 +34,9 @@ def data_list(as_json: JsonFlag = False) -> None:
         table.add_column(column, no_wrap=column == "dataset")
     for name, state, files in rows:
         without = f"any file, by its path: --dataset table.{name}" if state == "yours" else "none: part of scikit-learn"
-        table.add_row(name, state, "\n".join(files) or without)
-    out.print(f"data folder: {folder} (FEDSIEVE_DATA sets another)", soft_wrap=True)
+        shown = [printable(text) for text in files] or [without]
+        table.add_row(Text(printable(name)), state, Text("\n".join(shown)))
+    out.print(Text(f"data folder: {printable(str(folder))} (FEDSIEVE_DATA sets another)"), soft_wrap=True)
     out.print(table)
 
 
@@ -44,7 +47,7 @@ def fetch(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")])
 
     for name, loader in _loaders(names):
         loader.fetch(data_folder())
-        out.print(f"{name}: complete")
+        out.print(Text(f"{printable(name)}: complete"))
 
 
 @data_app.command()
@@ -54,7 +57,7 @@ def verify(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")]
 
     for name, loader in _loaders(names):
         loader.verify(data_folder())
-        out.print(f"{name}: checksums match")
+        out.print(Text(f"{printable(name)}: checksums match"))
 
 
 def _loaders(names: list[str]) -> list[tuple[str, Any]]:

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedsieve.cli.options import JsonFlag, out
 from fedsieve.config.catalog import KINDS, Entry, entries
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.escaping import printable
 
 # Heading of a column that only this kind has.
 _COLUMNS = {"defenses": "kind", "attacks": "changes"}
@@ -37,15 +38,16 @@ def list_(
         table.add_column("what it is", overflow="fold")
         table.add_column("needs", overflow="fold")
         for entry in some:
-            traits, lines = entry.traits, [entry.traits.summary]
+            traits, lines = entry.traits, []
             if kind:
-                lines += [f"[dim]{escape(traits.paper)}[/]"] if traits.paper else []
-                lines += [f"[dim]breaks at: {escape(traits.breaks_at)}[/]"] if traits.breaks_at else []
-                lines += [f"[dim]cost: {escape(traits.cost)}[/]"] if traits.cost else []
-                lines += [f"[dim]{k} = {escape(_short(v))}[/]" for k, v in entry.parameters.items()]
+                lines += [traits.paper] if traits.paper else []
+                lines += [f"breaks at: {traits.breaks_at}"] if traits.breaks_at else []
+                lines += [f"cost: {traits.cost}"] if traits.cost else []
+                lines += [f"{k} = {_short(v)}" for k, v in entry.parameters.items()]
+            what = Text("\n").join([Text(printable(traits.summary)), *(Text(printable(line), "dim") for line in lines)])
             needs = [*traits.needs, *([traits.bound] if traits.bound else [])]
             kinds = [entry.stage or ", ".join(entry.targets)] if title in _COLUMNS else []
-            table.add_row(entry.name, *kinds, "\n".join(lines), ", ".join(needs))
+            table.add_row(Text(printable(entry.name)), *kinds, what, Text(printable(", ".join(needs))))
         out.print(table)
         out.print()
     if not kind:

@@ -1,6 +1,8 @@
-"""Shows a running experiment in a terminal, from the records in its run directory."""
+"""Shows a running experiment in a terminal, from the records in its run directory, which may be a stranger's."""
 
+import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +13,19 @@ from rich.text import Text
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.escaping import printable
 from fedsieve.core.records import RoundRecord
-from fedsieve.report.text import heading, percent
+from fedsieve.report.escaping import shortened, terminal
+from fedsieve.report.text import percent
 from fedsieve.runs.directory import RunDirectory
 
 _BARS = "▁▂▃▄▅▆▇█"
+_RATES = {
+    "test_accuracy": "test accuracy",
+    "false_positive_rate": "benign rejected",
+    "false_negative_rate": "malicious missed",
+    "attack_success_rate": "attack success",
+}
 
 
 def watch(path: Path, console: Console, interval: float = 1.0, once: bool = False) -> None:
@@ -28,23 +38,55 @@ def watch(path: Path, console: Console, interval: float = 1.0, once: bool = Fals
         once: Print the current state and return.
 
     Raises:
-        FedSieveError: If ``path`` is not a run directory.
+        FedSieveError: If ``path`` is not a run directory, or its files are damaged.
     """
     if not (path / "experiment.yaml").exists():
         raise ParameterError(
             f"{path} is not a run directory: it has no experiment.yaml; fedsieve run --out {path} makes one"
         )
-    experiment, directory = Experiment.read(path / "experiment.yaml"), RunDirectory(path)
+    experiment, seen = Experiment.recorded(path / "experiment.yaml"), _Seen(path)
+    seen.read()
     if once:
-        console.print(_shown(experiment, directory.records()))
+        console.print(_shown(experiment, seen))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            records = directory.records()
-            live.update(_shown(experiment, records), refresh=True)
-            if len(records) >= experiment.rounds:
+            live.update(_shown(experiment, seen), refresh=True)
+            if seen.rounds >= experiment.rounds:
                 return
             time.sleep(interval)
+            seen.read()
+
+
+class _Seen:
+    """What is shown of the records that have been read. Mutable: each reading goes on where the last one ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rounds = 0
+        self.last: RoundRecord | None = None
+        self.pace: deque[float] = deque(maxlen=20)
+        self.rates: dict[str, list[float]] = {name: [] for name in _RATES}
+
+    def read(self) -> None:
+        """Read the new records; all of them if the run has been started anew."""
+        records = self._path / "records.jsonl"
+        size = records.stat().st_size if records.is_file() else 0
+        if size < self._size:
+            self._clear()
+        if size == self._size:
+            return
+        self._size = size
+        for record in RunDirectory(self._path).iter_records(range(self.rounds, sys.maxsize)):
+            self.rounds, self.last = self.rounds + 1, record
+            self.pace.append(sum(record.seconds.values()))
+            for name, values in self.rates.items():
+                rate = getattr(record, name)
+                if rate is not None and 0 <= rate <= 1:
+                    values.append(rate)
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
@@ -58,38 +100,39 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
     return "".join(_BARS[round(min(max(v, 0), 1) * (len(_BARS) - 1))] for v in chosen)
 
 
-def _shown(e: Experiment, records: Sequence[RoundRecord]) -> RenderableType:
+def _shown(e: Experiment, seen: _Seen) -> RenderableType:
     """The state of a run: progress, time left, rates by round, clients rejected in the last round."""
-    head = Text.from_markup(f"{heading(e)}, seed {e.seed}")
-    pace = [sum(r.seconds.values()) for r in records[-20:]]
-    left = (e.rounds - len(records)) * sum(pace) / len(pace) if pace else None
-    state = f"round {len(records)} of {e.rounds}"
-    state += ", finished" if len(records) >= e.rounds else f", about {left:.0f} s left" if left is not None else ""
-    done = 60 * len(records) // e.rounds
+    head = Text.assemble(
+        (printable(e.attack.name), "bold"),
+        f" ({e.n_malicious} of {e.clients} clients malicious) against ",
+        (printable(e.defense.name), "bold"),
+        printable(f", {e.dataset.name}, {e.model.name}, seed {e.seed}"),
+    )
+    rounds, pace = seen.rounds, seen.pace
+    state = f"round {rounds} of {e.rounds}"
+    if rounds >= e.rounds:
+        state += ", finished"
+    elif pace and (left := (e.rounds - rounds) * sum(pace) / len(pace)) < 1e9:  # a record may say anything
+        state += f", about {left:.0f} s left"
+    done = min(60, 60 * rounds // e.rounds)
     parts: list[RenderableType] = [head, Text(state), Text.assemble(("━" * done, "bold"), ("━" * (60 - done), "dim"))]
     lines = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, field in (
-        ("test accuracy", "test_accuracy"),
-        ("benign rejected", "false_positive_rate"),
-        ("malicious missed", "false_negative_rate"),
-        ("attack success", "attack_success_rate"),
-    ):
-        values = [v for r in records if (v := getattr(r, field)) is not None]
-        if values:
+    for field, name in _RATES.items():
+        if values := seen.rates[field]:
             lines.add_row(name, percent(values[-1]), sparkline(values))
     parts.append(lines)
-    if records and records[-1].rejected:
-        diagnosis = records[-1].diagnosis
-        reasons = dict(zip(records[-1].clients, diagnosis.reasons, strict=True)) if diagnosis else {}
+    last = seen.last
+    if last is not None and last.rejected:
+        reasons = dict(zip(last.clients, last.diagnosis.reasons, strict=False)) if last.diagnosis else {}
         rejected = Table(box=None, padding=(0, 2, 0, 0), title="rejected in the last round", title_justify="left")
         for column in ("client", "ground truth", "reason"):
             rejected.add_column(column, justify="left")
-        for client in records[-1].rejected[:12]:
-            truth = "malicious" if client in records[-1].malicious else "benign"
-            rejected.add_row(str(client), truth, reasons.get(client, ""))
-        if len(records[-1].rejected) > 12:
-            rejected.add_row("", f"and {len(records[-1].rejected) - 12} more", "")
+        for client in last.rejected[:12]:
+            truth = "malicious" if client in last.malicious else "benign"
+            rejected.add_row(str(client), truth, terminal(shortened(reasons.get(client, ""), 200)))
+        if len(last.rejected) > 12:
+            rejected.add_row("", f"and {len(last.rejected) - 12} more", "")
         parts.append(rejected)
-    if records and not records[-1].applied:
-        parts.append(Text(f"the model was not changed: {records[-1].note}"))
+    if last is not None and not last.applied:
+        parts.append(terminal(f"the model was not changed: {shortened(last.note, 200)}"))
     return Group(*parts)

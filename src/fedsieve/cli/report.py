@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fedsieve.cli.options import err, out
+from fedsieve.core.escaping import printable
 
 
 def report(
@@ -16,21 +16,25 @@ def report(
 ) -> None:
     """Make tables, figures and an HTML page from the records of runs."""
     from fedsieve.report import figures, tables
+    from fedsieve.report.escaping import terminal
     from fedsieve.report.load import load
     from fedsieve.report.page import write_page
+    from fedsieve.runs.files import one_line, write
 
     runs = load(paths)
     found = tables.grids(runs)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "tables.md").write_text(tables.markdown(found, runs), encoding="utf-8")
-    (directory / "tables.tex").write_text(tables.latex(found), encoding="utf-8")
-    tables.write_csv(found, directory / "tables.csv")
-    drawn = figures.draw_all(runs, found, directory / "figures")
-    write_page(runs, directory / "index.html")
+    with one_line(f"write the report to {printable(str(directory))}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        write(directory / "tables.md", tables.markdown(found, runs).encode())
+        write(directory / "tables.tex", tables.latex(found).encode())
+        tables.write_csv(found, directory / "tables.csv")
+        drawn = figures.draw_all(runs, found, directory / "figures")
+        write_page(runs, directory / "index.html")
     if not quiet:
         for table in tables.terminal(found):
             out.print(table)
             out.print()
     for line in tables.problems(runs):
-        err.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
-    out.print(f"{len(runs)} runs, {len(found)} tables, {drawn} figures: {directory / 'index.html'}", soft_wrap=True)
+        err.print(terminal(line, "yellow"), soft_wrap=True)
+    said = f"{len(runs)} runs, {len(found)} tables, {drawn} figures: {directory / 'index.html'}"
+    out.print(terminal(said), soft_wrap=True)

@@ -1,14 +1,16 @@
 """``fedsieve sweep``."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
-from fedsieve.cli.options import JsonFlag, TensorBoardFlag, nested_settings, out
-from fedsieve.cli.swept import swept
+from fedsieve.cli.options import ImportsFlag, JsonFlag, TensorBoardFlag, folder, nested_settings, out
+from fedsieve.cli.swept import CheckpointOption, JobsOption, ThreadsOption, swept
+from fedsieve.core.escaping import printable
 
 if TYPE_CHECKING:
     from fedsieve.config.experiment import Experiment
@@ -19,33 +21,63 @@ def sweep(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the grid, e.g. seed=[0,1].")
     ] = None,
-    directory: Annotated[Path, typer.Option("--out", help="Folder for run directories.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(help="Runs at a time; each gets a share of the cores.", min=1)] = 2,
+    directory: Annotated[Path, typer.Option("--out", parser=folder, help="Folder for run directories.")] = Path("runs"),
+    jobs: JobsOption = 2,
+    threads: ThreadsOption = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead (auto: the one here).")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    checkpoint_every: CheckpointOption = 60.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that another sweep has begun.")] = False,
+    allow_imports: ImportsFlag = False,
     tensorboard: TensorBoardFlag = False,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Don't show progress.")] = False,
 ) -> None:
-    """Run a grid of experiments. Finished ones are skipped; a failed one does not stop the others."""
+    """Run a grid of experiments. Finished ones are skipped; a failed one does not stop the others.
+
+    Runs that another sweep has begun are left to it, and count as "elsewhere".
+    """
+    from fedsieve.config.imports import named_in
     from fedsieve.config.yaml_files import read_yaml
     from fedsieve.runs.grid import expand
 
-    experiments = expand(nested_settings(read_yaml(file), settings or []))
+    grid, typed = read_yaml(file), nested_settings({}, settings or [])
+    with named_in(file, grid, typed, allow_imports):
+        experiments = expand(nested_settings(grid, settings or []))
     names = {e.key: _name(e) for e in experiments}
-    errors = swept(experiments, names, directory, jobs, ray, device, quiet, tensorboard)
-    failed = {key: error for key, error in errors.items() if error}
+    ends = swept(
+        experiments,
+        names,
+        directory,
+        jobs=jobs,
+        threads=threads,
+        ray=ray,
+        device=device,
+        checkpoint_every=checkpoint_every,
+        wait=wait,
+        quiet=quiet,
+        tensorboard=tensorboard,
+    )
+    states = {key: "finished" if end.finished else end.kind for key, end in ends.items()}
+    counts = {state: list(states.values()).count(state) for state in ("finished", "failed", "elsewhere")}
     if as_json:
-        cells = [{"key": k, "name": names[k], "run_dir": str(directory / k), "error": e} for k, e in errors.items()]
-        typer.echo(json.dumps({"cells": cells, "finished": len(errors) - len(failed), "failed": len(failed)}))
+        cells = [
+            {"key": k, "name": names[k], "run_dir": str(directory / k), "state": states[k], "error": end.error}
+            for k, end in ends.items()
+        ]
+        typer.echo(json.dumps({"cells": cells, **counts}))
     else:
-        for key, error in failed.items():
-            out.print(f"[red]{names[key]}[/] ({key}): {escape(error.splitlines()[-1])}", soft_wrap=True)
-        out.print(f"{len(errors) - len(failed)} of {len(errors)} runs are finished")
-        out.print(f"fedsieve report {directory} makes a report", soft_wrap=True)
-    if failed:
+        for key, end in ends.items():
+            if end.kind == "failed":
+                why = printable(end.error.strip().splitlines()[-1])
+                out.print(Text.assemble((printable(names[key]), "red"), f" ({key}): {why}"), soft_wrap=True)
+        elsewhere = f", {counts['elsewhere']} run elsewhere" if counts["elsewhere"] else ""
+        out.print(f"{counts['finished']} of {len(ends)} runs are finished{elsewhere}")
+        where = printable(shlex.quote(str(directory)))
+        out.print(Text(f"fedsieve report {where} makes a report"), soft_wrap=True)
+    if counts["failed"]:
         raise typer.Exit(1)
 
 

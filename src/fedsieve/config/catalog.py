@@ -9,14 +9,13 @@ from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from fedsieve.config.imports import source
 from fedsieve.config.installed import KINDS, MODEL_ARGUMENTS, registered
 from fedsieve.core.traits import Traits
 
-__all__ = ["KINDS", "Entry", "entries"]
+__all__ = ["KINDS", "Entry", "described", "entries"]
 
 # Methods that decide what a defense or an attack is; of a defense, the first one that it has.
 _STAGES = {"detect": "detector", "preaggregate": "pre-aggregator", "__call__": "aggregator"}
@@ -47,6 +46,15 @@ def entries(kind: str) -> list[Entry]:
     return [_entry(kind, point) for point in registered(kind).values()]
 
 
+def described(kind: str, name: str) -> Entry | None:
+    """The entry of a component that this package brings; None for any other, of which nothing is read or imported."""
+    try:
+        point = registered(kind).get(name)
+        return _read(kind, point) if point and point.module.startswith("fedsieve.") else None
+    except Exception:  # two packages register the name, or an unusual source
+        return None
+
+
 def _entry(kind: str, point: EntryPoint) -> Entry:
     try:
         return _read(kind, point)
@@ -56,7 +64,7 @@ def _entry(kind: str, point: EntryPoint) -> Entry:
 
 def _read(kind: str, point: EntryPoint) -> Entry:
     """The entry from the source file; raises any exception if it does not state everything in literals."""
-    module = ast.parse(_source(point.module).read_text(encoding="utf-8"))
+    module = ast.parse(source(point.module).read_text(encoding="utf-8"))
     scope: dict[str, Any] = {"__builtins__": {}, "Traits": Traits}
     for node in module.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -79,18 +87,6 @@ def _read(kind: str, point: EntryPoint) -> Entry:
         defaults = {name: node for name, node in defaults.items() if name not in MODEL_ARGUMENTS}
     parameters = {name: parts[name] if name in parts else _value(node, scope) for name, node in defaults.items()}
     return _made(kind, point.name, traits, parameters, methods)
-
-
-def _source(module: str) -> Path:
-    """The file of a module, found without importing any package."""
-    outermost, *below = module.split(".")
-    spec = find_spec(outermost)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(module)
-    if not below:
-        return Path(spec.origin)
-    path = Path(spec.origin).parent.joinpath(*below)
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _arguments(function: ast.FunctionDef) -> dict[str, ast.expr | None]:

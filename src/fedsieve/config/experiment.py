@@ -11,13 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedsieve.config import registry
+from fedsieve.config.imports import named_in
 from fedsieve.config.merging import in_words, merged, named, refuse_unknown, whole
-from fedsieve.config.settings import Count, Frozen, Local, Named, RootData, ServerSide
-from fedsieve.config.yaml_files import read_yaml
+from fedsieve.config.settings import (
+    MAX_CLIENTS,
+    RECORDED,
+    Clients,
+    Count,
+    Frozen,
+    Local,
+    Named,
+    RootData,
+    ServerSide,
+    is_recorded,
+)
+from fedsieve.config.yaml_files import read_yaml, yaml_text
 from fedsieve.core.defense import Bounded
 from fedsieve.core.errors import ParameterError
 
@@ -66,14 +77,14 @@ class Experiment(Frozen):
     partition: Named
     attack: Named
     defense: Named
-    clients: Count
-    malicious: Annotated[int, Field(ge=0)]
-    assumed_malicious: Annotated[int, Field(ge=0)]
-    clients_per_round: Count
+    clients: Clients
+    malicious: Annotated[int, Field(ge=0, le=MAX_CLIENTS)]
+    assumed_malicious: Annotated[int, Field(ge=0, le=MAX_CLIENTS)]
+    clients_per_round: Clients
     knowledge: Literal["full", "partial"] = "full"
     knows_defense: bool = False
     rounds: Count
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     local: Local = Local()
     server: ServerSide = ServerSide()
     root: RootData = RootData()
@@ -81,13 +92,16 @@ class Experiment(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, given: Any) -> Any:
+    def _fill(cls, given: Any, info: Any) -> Any:
         """Add the dataset's defaults, those of this module, and those that follow from other settings."""
         if not isinstance(given, Mapping):
             raise ValueError(f"an experiment is a mapping of settings, got {type(given).__name__}")
         refuse_unknown(given, cls.model_fields, "")
+        if is_recorded(info):
+            return given
         dataset = named("dataset", given.get("dataset", {}), _DEFAULTS["dataset"])
         defaults = dict(getattr(registry.load("datasets", dataset["name"]), "defaults", {}))
+        defaults |= _implied(dataset, given)
         usual = {kind: defaults.pop(f"{kind}_parameters", {}) for kind in ("attack", "defense")}
         local = given.get("local")
         if isinstance(local, Mapping) and any(local.get(key) is not None for key in ("steps", "epochs")):
@@ -113,12 +127,14 @@ class Experiment(Frozen):
         return settings
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Experiment":
+    def _consistent(self, info: Any) -> "Experiment":
         if self.malicious > self.clients:
             raise ValueError(f"{self.malicious} malicious clients are more than the {self.clients} clients there are")
         for name in ("assumed_malicious", "clients_per_round"):
             if getattr(self, name) > self.clients:
                 raise ValueError(f"{name} is {getattr(self, name)}, more than the {self.clients} clients there are")
+        if is_recorded(info):
+            return self
         defense = registry.build_defense(self.defense.name, self.defense.parameters)
         if isinstance(defense, Bounded):
             defense.check(self.clients_per_round, self.assumed_malicious)
@@ -136,15 +152,44 @@ class Experiment(Frozen):
         try:
             return cls.model_validate(dict(settings))
         except ValidationError as error:
-            found = error.errors()
-            # a setting that follows from a wrong one is missing for that reason only
-            first = [e for e in found if e["type"] != "missing"] or found
-            raise ParameterError("; ".join(in_words(e) for e in first)) from error
+            raise ParameterError(_in_words(error, settings)) from error
 
     @classmethod
-    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> "Experiment":
-        """The experiment of a YAML file, with ``overrides`` in place of its settings."""
-        return cls.of(merged(read_yaml(path), overrides or {}))
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None, allow_imports: bool = False) -> "Experiment":
+        """The experiment of a YAML file, with ``overrides`` in place of its settings.
+
+        Args:
+            path: The file.
+            overrides: Settings that replace those of the file.
+            allow_imports: Whether a ``module:Class`` that only the file names may be loaded, which runs its code.
+
+        Raises:
+            FedSieveError: If a setting is wrong, or names a class that may not be loaded.
+        """
+        found, typed = read_yaml(path), overrides or {}
+        with named_in(path, found, typed, allow_imports):
+            return cls.of(merged(found, typed))
+
+    @classmethod
+    def recorded(cls, path: Path) -> "Experiment":
+        """The experiment that :meth:`to_yaml` wrote to a file, equal to the one that was written, with the same key.
+
+        Types and ranges of plain settings are checked. No component that the file names is imported, built or
+        inspected, installed or not, so that the file may be a stranger's; what only running it shows is not checked.
+
+        Raises:
+            FedSieveError: If the file can't be read, or a setting is missing, unknown or wrong.
+        """
+        try:
+            if not path.is_file():  # a named pipe would wait for ever
+                raise ParameterError(f"{path} is not a file")
+            settings = read_yaml(path)
+            _refuse_missing(settings)
+            return cls.model_validate_json(json.dumps(settings), strict=True, context=RECORDED)
+        except ValidationError as error:
+            raise ParameterError(f"{path}: {_in_words(error, settings)}") from error
+        except ParameterError as error:
+            raise ParameterError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
     @property
     def n_malicious(self) -> int:
@@ -158,5 +203,36 @@ class Experiment(Frozen):
         return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
-        """All settings, readable by :meth:`read`."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """All settings, readable by :meth:`read` and :meth:`recorded`."""
+        return yaml_text(self.model_dump(mode="json"))
+
+
+def _in_words(error: ValidationError, given: Mapping[str, Any]) -> str:
+    """One line for all of pydantic's errors."""
+    found = error.errors()
+    # what is wrong with a setting that follows from others is wrong with these
+    first = [e for e in found if e["loc"] and e["loc"][0] in given] or found
+    return "; ".join(in_words(e) for e in first)
+
+
+def _refuse_missing(recorded: Mapping[str, Any]) -> None:
+    """Refuse recorded settings that are not complete: a default may have changed since they were written."""
+    sections: dict[str, type[Frozen]] = {"": Experiment, "local": Local, "server": ServerSide, "root": RootData}
+    for name, section in sections.items():
+        given = recorded.get(name, {}) if name else recorded
+        missing = [key for key in section.model_fields if isinstance(given, Mapping) and key not in given]
+        if missing:
+            where = f"{name}: " if name in recorded else ""
+            raise ParameterError(f"{where}no {', '.join(missing)}; was it written by another version of FedSieve?")
+
+
+def _implied(dataset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that follow from the file of a dataset; none beside another partition that the user chose."""
+    parameters = {key: value for key, value in dataset.items() if key != "name"}
+    loader = registry.load("datasets", dataset["name"])
+    if not hasattr(loader, "implied_defaults") or {"partition", "clients"} <= given.keys():
+        return {}
+    implied = dict(registry.build("datasets", dataset["name"], parameters).implied_defaults())
+    usual = implied.get("partition", _DEFAULTS["partition"])
+    chosen = named("partition", given.get("partition", {}), usual)["name"]
+    return implied if chosen == usual else {}

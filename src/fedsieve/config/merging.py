@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedsieve.config.settings import Component, Local, RootData, ServerSide, as_component
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.escaping import printable, shown
 
 
 def named(setting: str, value: Any, default: str) -> dict[str, Any]:
@@ -27,18 +28,21 @@ def named(setting: str, value: Any, default: str) -> dict[str, Any]:
     if setting == "defense" or not isinstance(value, list):  # only defenses form chains
         value = as_component(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("name", default), str):
-        raise ParameterError(f"{setting}: a name, or a mapping with a name and parameters, was expected, got {value!r}")
+        raise ParameterError(
+            f"{setting}: a name, or a mapping with a name and parameters, was expected, got {shown(value)}"
+        )
     named = {"name": default, **value}
-    if setting == "dataset" and (file := re.search(r"\.(csv|tsv|npz)(\.gz)?$", named["name"])):
-        named = {**named, "name": "npz" if file[1] == "npz" else "csv", "file": named["name"]}
+    if setting == "dataset" and (file := re.search(r"\.(csv|tsv|npz)(\.gz)?$", named["name"], re.IGNORECASE)):
+        named = {**named, "name": "npz" if file[1].lower() == "npz" else "csv", "file": named["name"]}
     return named
 
 
-_INTEGER = TypeAdapter(int)
+_INTEGER = TypeAdapter(Annotated[int, Field(ge=-(2**63), lt=2**63)])
+_MAX_LEVELS = 50
 
 
 def whole(value: Any) -> int | None:
-    """The integer that pydantic reads from ``value``, None if it refuses it."""
+    """The integer of 64 bits that pydantic reads from ``value``, None if it refuses it."""
     try:
         return _INTEGER.validate_python(value)
     except ValidationError:
@@ -54,15 +58,17 @@ def override(settings: dict[str, Any], key: str, value: Any) -> None:
     {'attack': {'name': 'scaling', 'factor': 5}}
 
     Raises:
-        ParameterError: If ``a`` is neither a mapping nor a name.
+        ParameterError: If ``a`` is neither a mapping nor a name, or the key has too many levels.
     """
     *parents, last = key.split(".")
+    if len(parents) >= _MAX_LEVELS:
+        raise ParameterError(f"can't set {shown(key)}: more than {_MAX_LEVELS} levels")
     for parent in parents:
         below = settings.get(parent, {})
         if isinstance(below, str):
             below = {"name": below}
         if not isinstance(below, dict):
-            raise ParameterError(f"can't set {key}: {parent} is {below!r}")
+            raise ParameterError(f"can't set {key}: {parent} is {shown(below)}")
         settings[parent] = settings = dict(below)
     settings[last] = value
 
@@ -97,12 +103,12 @@ def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], prefix: s
         if key not in known:
             near = get_close_matches(str(key), known, n=3, cutoff=0.5)
             have = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-            raise ParameterError(f"unknown setting {prefix}{key}; {have}")
+            raise ParameterError(f"unknown setting {prefix}{printable(str(key)):.100}; {have}")
 
 
 def in_words(error: Any) -> str:
     """One line for one of pydantic's errors."""
-    where = ".".join(str(part) for part in error["loc"])
+    where = printable(".".join(str(part) for part in error["loc"]))[:100]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         known = {"local": Local.model_fields, "server": ServerSide.model_fields, "root": RootData.model_fields}
@@ -111,4 +117,6 @@ def in_words(error: Any) -> str:
         return f"unknown setting {where}{hint}"
     if not where:
         return str(message)
-    return f"{where}: {message}" + ("" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}")
+    return f"{where}: {message}" + (
+        "" if error["type"] in ("missing", "value_error") else f", got {shown(error['input'])}"
+    )

@@ -6,9 +6,7 @@ for a name. Several defenses form a chain: ``skymask,trimmed-mean``.
 """
 
 import dataclasses
-import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -19,21 +17,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedsieve.aggregators.chain import Chain
 from fedsieve.aggregators.mean import Mean
+from fedsieve.config.imports import imported, load_path
 from fedsieve.config.installed import KINDS, MODEL_ARGUMENTS, registered
+from fedsieve.config.protocols import checked
+from fedsieve.config.settings import refuse_unwritable
 from fedsieve.core.defense import Aggregator, Detector, PreAggregator
-from fedsieve.core.errors import ParameterError, UnknownNameError
+from fedsieve.core.errors import FedSieveError, ParameterError, UnknownNameError
+from fedsieve.core.escaping import printable, shown
 from fedsieve.core.traits import Need, Traits
 
 __all__ = ["KINDS", "build", "build_defense", "complete", "load", "names", "needs", "stage", "traits"]
 
-# Methods that a class of each kind must have: one of each group.
-_METHODS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "attacks": (("poison", "craft"),),
-    "defenses": (("detect", "preaggregate", "__call__"),),
-    "datasets": (("load",),),
-    "models": (("forward",), ("named_parameters",)),
-    "partitions": (("__call__",),),
-}
 _FORMER_PRESETS = "; the former preset anchored is the defense sieve, the former preset official is preset code"
 
 
@@ -46,36 +40,17 @@ def load(kind: str, name: str) -> type:
     """The class registered as ``name``, or found at ``package.module:Class``.
 
     Raises:
-        UnknownNameError: If there is none; lists the nearest names.
+        UnknownNameError: If there is none (lists the nearest names), or it is no class of this kind.
+        ParameterError: If only a file names the path, and imports from files are not allowed.
     """
     if ":" in name:
-        return _load_path(kind, name)
+        return checked(kind, name, load_path(kind, name))
     entries = registered(kind)
     if name not in entries:
         near = get_close_matches(name, entries, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(entries)}"
-        raise UnknownNameError(f"unknown {kind[:-1]} {name!r}; {hint}")
+        raise UnknownNameError(f"unknown {kind[:-1]} {shown(name)}; {hint}")
     return _loaded(kind, entries[name])
-
-
-def _load_path(kind: str, path: str) -> type:
-    module_name, _, attribute = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UnknownNameError(f"can't load {kind[:-1]} {path!r}: {error}") from error
-    return _checked(kind, path, found)
-
-
-def _checked(kind: str, name: str, found: Any) -> type:
-    """``found`` if it is a class with the methods of its kind."""
-    if not inspect.isclass(found):
-        raise UnknownNameError(f"can't load {kind[:-1]} {name!r}: it is not a class")
-    methods = dir(found)  # not hasattr: every class has the __call__ that makes instances
-    for group in _METHODS[kind]:
-        if not any(method in methods for method in group):
-            raise UnknownNameError(f"can't load {kind[:-1]} {name!r}: it has no method {' or '.join(group)}")
-    return found
 
 
 def traits(kind: str, name: str) -> Traits:
@@ -103,7 +78,7 @@ def needs(kind: str, name: str, parameters: Mapping[str, Any]) -> set[Need]:
         parameters: As returned by :func:`complete`.
     """
     found = set(traits(kind, name).needs)
-    for field in getattr(load(kind, name), "parts", {}):
+    for field in _parts(load(kind, name)):
         parts = parameters[field]
         for part in parts if isinstance(parts, list | tuple) else [parts]:
             found |= needs(kind, part["name"], part)
@@ -133,15 +108,13 @@ def complete(
     cls = load(kind, name)
     parameters = {**(usual or {}).get(name, {}), **parameters}
     for parameter, value in parameters.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ParameterError(f"{kind[:-1]} {name}: {parameter} must be finite, got {value}")
-    signature = _signature(kind, cls)
-    if any(p.kind is p.VAR_KEYWORD for p in signature.values()):
-        return dict(parameters)
-    _refuse_unknown(kind, name, parameters, signature)
+        refuse_unwritable(f"{kind[:-1]} {name}: {parameter}", value)
+    signature, open_ended = _signature(kind, cls)
+    if not open_ended:
+        _refuse_unknown(kind, name, parameters, signature)
     specs = {
         field: _each(parameters.get(field, default), lambda part: _completed_part(kind, name, part, usual))
-        for field, default in getattr(cls, "parts", {}).items()
+        for field, default in _parts(cls).items()
     }
     missing = [k for k, p in signature.items() if p.default is p.empty and k not in {**parameters, **specs}]
     if missing:
@@ -151,19 +124,34 @@ def complete(
         for k, p in signature.items()
         if k not in specs
     }
+    extra = {k: value for k, value in parameters.items() if k not in signature}
+    result = {k: specs.get(k, found.get(k)) for k in signature} | extra
     if dataclasses.is_dataclass(cls):  # its __post_init__ checks ranges
-        try:
-            cls(**found, **_built_parts(kind, specs))
-        except (ValueError, TypeError) as error:
-            raise ParameterError(f"{kind[:-1]} {name}: {error}") from error
-    return {k: specs.get(k, found.get(k)) for k in signature}
+        _made(kind, name, result)
+    return result
 
 
 def build(kind: str, name: str, parameters: Mapping[str, Any]) -> Any:
     """An instance of any kind but models, which :func:`fedsieve.models.flat.build_module` builds."""
-    cls, complete_ = load(kind, name), complete(kind, name, parameters)
-    specs = {field: complete_.pop(field) for field in getattr(cls, "parts", {})}
-    return cls(**complete_, **_built_parts(kind, specs))
+    return _made(kind, name, complete(kind, name, parameters))
+
+
+def _made(kind: str, name: str, parameters: Mapping[str, Any]) -> Any:
+    """An instance from parameters that :func:`complete` returned; its parts likewise, each built once."""
+
+    def part(spec: Mapping[str, Any]) -> Any:
+        return _made(kind, spec["name"], {key: value for key, value in spec.items() if key != "name"})
+
+    cls, given = load(kind, name), dict(parameters)
+    for field in _parts(cls):
+        given[field] = tuple(map(part, spec)) if isinstance(spec := given[field], list) else part(spec)
+    try:
+        return cls(**given)
+    except FedSieveError:
+        raise
+    except Exception as error:  # a constructor may be anybody's
+        said = str(error) if isinstance(error, ValueError | TypeError) else repr(error)
+        raise ParameterError(f"{kind[:-1]} {name}: {printable(said)}") from error
 
 
 def build_defense(name: str, parameters: Mapping[str, Any]) -> Aggregator:
@@ -178,7 +166,7 @@ def build_defense(name: str, parameters: Mapping[str, Any]) -> Aggregator:
     for part, stage_name in zip(before, stages, strict=False):
         if not isinstance(part, Detector | PreAggregator):
             raise ParameterError(
-                f"chain {name!r}: {stage_name} is an aggregator, so it must come last; "
+                f"chain {shown(name)}: {stage_name} is an aggregator, so it must come last; "
                 "only detectors and pre-aggregators may precede it"
             )
     if isinstance(last, Detector | PreAggregator):
@@ -192,17 +180,21 @@ def _stages(kind: str, name: str) -> list[str]:
     if kind != "defenses" or "," not in name:
         return []
     stages = [stage.strip() for stage in name.split(",")]
-    twice = {stage for stage in stages if stages.count(stage) > 1 or not stage}
-    if twice:
-        raise ParameterError(f"chain {name!r}: every stage is named once, as in skymask,trimmed-mean")
+    if "" in stages or len(set(stages)) < len(stages):
+        raise ParameterError(f"chain {shown(name)}: every stage is named once, as in skymask,trimmed-mean")
     return stages
 
 
 def _mapping(chain: str, stage: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     found = parameters.get(stage, {})
     if not isinstance(found, Mapping):
-        raise ParameterError(f"chain {chain!r}: parameters of {stage} were expected, got {found!r}")
+        raise ParameterError(f"chain {shown(chain)}: parameters of {stage} were expected, got {shown(found)}")
     return found
+
+
+def _parts(cls: type) -> Mapping[str, Any]:
+    """Parameters of a class that are other components, and their defaults."""
+    return getattr(cls, "parts", None) or {}
 
 
 def _each(value: Any, use: Callable[[Any], Any]) -> Any:
@@ -213,17 +205,9 @@ def _each(value: Any, use: Callable[[Any], Any]) -> Any:
 def _completed_part(kind: str, owner: str, part: Any, usual: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
     spec = {"name": part} if isinstance(part, str) else part
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-        raise ParameterError(f"{kind[:-1]} {owner}: a name, or a mapping with a name, was expected, got {part!r}")
+        raise ParameterError(f"{kind[:-1]} {owner}: a name, or a mapping with a name, was expected, got {shown(part)}")
     rest = {key: value for key, value in spec.items() if key != "name"}
     return {"name": spec["name"], **complete(kind, spec["name"], rest, usual)}
-
-
-def _built_parts(kind: str, specs: Mapping[str, Any]) -> dict[str, Any]:
-    def built(spec: Mapping[str, Any]) -> Any:
-        return build(kind, spec["name"], {key: value for key, value in spec.items() if key != "name"})
-
-    parts = {field: _each(spec, built) for field, spec in specs.items()}
-    return {field: tuple(part) if isinstance(part, list) else part for field, part in parts.items()}
 
 
 def _refuse_unknown(kind: str, name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -231,7 +215,7 @@ def _refuse_unknown(kind: str, name: str, given: Mapping[str, Any], known: Mappi
         if parameter not in known:
             near = get_close_matches(parameter, known, n=3, cutoff=0.5)
             have = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise ParameterError(f"{kind[:-1]} {name} has no parameter {parameter!r}; {have}")
+            raise ParameterError(f"{kind[:-1]} {name} has no parameter {shown(parameter)}; {have}")
 
 
 def _converted(what: str, cls: type, parameter: str, value: Any) -> Any:
@@ -241,7 +225,7 @@ def _converted(what: str, cls: type, parameter: str, value: Any) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in (parameter, *first["loc"]))
         hint = _FORMER_PRESETS if parameter == "preset" and value in ("anchored", "official") else ""
-        raise ParameterError(f"{what}: {where}: {first['msg']}, got {first['input']!r}{hint}") from error
+        raise ParameterError(f"{what}: {where}: {first['msg']}, got {shown(first['input'])}{hint}") from error
 
 
 # A grid has thousands of components of a few classes; inspecting the classes would take most of its time.
@@ -249,14 +233,22 @@ def _converted(what: str, cls: type, parameter: str, value: Any) -> Any:
 
 @cache
 def _loaded(kind: str, entry: EntryPoint) -> type:
-    return _checked(kind, entry.name, entry.load())
+    return checked(kind, entry.name, imported(kind, entry.name, entry.module, entry.attr))
 
 
 @cache
-def _signature(kind: str, cls: type) -> Mapping[str, inspect.Parameter]:
-    """Parameters that a user may set."""
+def _signature(kind: str, cls: type) -> tuple[Mapping[str, inspect.Parameter], bool]:
+    """Parameters that a user may set, and whether the class takes any others too."""
     given = MODEL_ARGUMENTS if kind == "models" else ()
-    return {k: p for k, p in inspect.signature(cls).parameters.items() if k not in given}
+    try:
+        found = inspect.signature(cls).parameters
+    except (TypeError, ValueError) as error:
+        raise UnknownNameError(f"can't use {kind[:-1]} {cls.__qualname__}: its parameters are not known") from error
+    kinds = {p.kind for p in found.values()}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        k: p for k, p in found.items() if k not in given and p.kind in named
+    }, inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _default(cls: type, parameter: inspect.Parameter) -> Any:

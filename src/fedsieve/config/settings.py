@@ -1,5 +1,6 @@
 """The parts of an experiment: named components, local training, the server's step, root data."""
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -9,9 +10,24 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from fedsieve.config.optimizers import optimizers
 from fedsieve.core.defense import LossName
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.escaping import shown
 
 Rate = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+# Bounds far above any experiment's, so that a slip of the keyboard ends in an error and not in a full memory.
+MAX_CLIENTS = 100_000
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Clients = Annotated[int, Field(ge=1, le=MAX_CLIENTS)]
+Passes = Annotated[int, Field(ge=1, le=10_000)]
+
+
+# Context of a validation in which nothing that the settings name is imported, built or inspected.
+RECORDED = {"recorded": True}
+
+
+def is_recorded(info: Any) -> bool:
+    """Whether the settings are those of a run directory, complete, and only read."""
+    return bool((info.context or {}).get("recorded"))
 
 
 class Frozen(BaseModel):
@@ -25,12 +41,32 @@ class Component(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    name: str
+    name: Annotated[str, Field(max_length=1000)]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are written in the same way: a tuple is a list in a file."""
+        return isinstance(other, Component) and self.model_dump(mode="json") == other.model_dump(mode="json")
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """All keys but the name."""
         return dict(self.model_extra or {})
+
+
+def refuse_unwritable(what: str, value: Any) -> None:
+    """Refuse numbers that a file of settings can't hold: not finite, or integers of more than 64 bits."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParameterError(f"{what} must be finite, got {value}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ParameterError(f"{what} must be a number of at most 64 bits, got {shown(value)}")
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            refuse_unwritable(what, item)
 
 
 def as_component(value: Any) -> Any:
@@ -65,8 +101,8 @@ class Local(Frozen):
 
     learning_rate: Rate = 0.5
     batch_size: Count = 32
-    steps: Count | None = None
-    epochs: Count | None = None
+    steps: Passes | None = None
+    epochs: Passes | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Rate | None = None
@@ -77,13 +113,13 @@ class Local(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_or_epochs(cls, given: Any) -> Any:
+    def _steps_or_epochs(cls, given: Any, info: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
         steps, epochs = given.get("steps"), given.get("epochs")
         if steps is not None and epochs is not None:
             raise ValueError(f"steps={steps} has no effect with epochs={epochs}; set one of them")
-        return {**given, "steps": 1} if steps is None and epochs is None else given
+        return {**given, "steps": 1} if steps is None and epochs is None and not is_recorded(info) else given
 
 
 class ServerSide(Frozen):
@@ -98,22 +134,36 @@ class ServerSide(Frozen):
     optimizer: Named | None = None
 
     @model_validator(mode="after")
-    def _known_optimizer(self) -> "ServerSide":
-        if self.optimizer is not None:
+    def _known_optimizer(self, info: Any) -> "ServerSide":
+        if self.optimizer is not None and not is_recorded(info):
             name, options, known = self.optimizer.name, self.optimizer.parameters, optimizers()
             if name not in known:
                 near = get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
                 raise ValueError(f"unknown optimizer {name!r}; try {', '.join(near)}")
+            for option, value in options.items():
+                refuse_unwritable(f"server.optimizer: {name}: {option}", value)
             try:
                 known[name]([torch.zeros(1)], lr=self.learning_rate, **options)  # type: ignore[call-arg]
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{name}: {error}") from error
+            except Exception as error:  # torch raises several types for wrong options
+                raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
         return self
 
 
 class RootData(Frozen):
-    """The server's clean dataset: ``size`` samples, the share ``bias`` (p in the papers) of them of class ``label``."""
+    """The server's clean dataset: ``size`` samples, the share ``bias`` (p in the papers) of them of class ``label``.
 
-    size: Count = 100
-    bias: Annotated[float, Field(ge=0, le=1)] = 0.1
-    label: Annotated[int, Field(ge=0)] = 0
+    Without ``size``, 100 samples, or fewer if that is more than a tenth of the training data or half of a class; 0 is
+    no root data. Without ``bias``, all classes have equal shares. See :func:`fedsieve.data.root_rows.root_indices`.
+    """
+
+    size: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    bias: Annotated[float, Field(ge=0, le=1)] | None = None
+    label: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "RootData":
+        if self.size == 0 and self.bias is not None:
+            raise ValueError(f"bias={self.bias:g} has no effect with size=0, which is no root data")
+        if self.label and self.bias is None:
+            raise ValueError(f"label={self.label} has no effect without bias, the share of that class")
+        return self

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, Root
-from fedsieve.core.errors import FedSieveError
+from fedsieve.core.direct import described
+from fedsieve.core.errors import StageError
 from fedsieve.core.layout import Layout
 
 
@@ -23,11 +24,13 @@ class Task:
         folder: Where data files lie; an attack may bring samples of its own from there.
         encode: Raw samples in the form of the dataset's files (images: uint8 [k, height, width, channels]; text: a
             list of strings) to inputs of the model; None where the dataset has no such form.
+        largest: Largest value in the training samples, such as 1 or 255 for a white pixel.
     """
 
     n_classes: int
     folder: Path
     encode: Callable[[Any], Tensor] | None = None
+    largest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,37 @@ class UpdateAttack(Protocol):
 Attack = DataAttack | UpdateAttack
 
 
-def poison(attack: Attack, x: Tensor, y: Tensor, view: PoisonView) -> tuple[Tensor, Tensor]:
-    """One malicious client's data under ``attack``; unchanged unless it is a data attack."""
-    return attack.poison(x, y, view) if isinstance(attack, DataAttack) else (x, y)
+def poison(attack: Attack, x: Tensor, y: Tensor, view: PoisonView, name: str = "") -> tuple[Tensor, Tensor]:
+    """One malicious client's data under ``attack``; unchanged unless it is a data attack.
+
+    Args:
+        attack: The attack. It gets copies.
+        x: Samples, [k, ...].
+        y: Their classes, [k].
+        view: What the client knows.
+        name: Name of the attack for the error message; by default that of its class.
+
+    Raises:
+        StageError: If the attack returns other things than samples of the same shape and type, and their classes.
+    """
+    if not isinstance(attack, DataAttack):
+        return x, y
+    found, name = attack.poison(x.clone(), y.clone(), view), name or type(attack).__name__
+    pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)
+    if not pair or found[0].shape[1:] != x.shape[1:] or found[0].dtype != x.dtype or found[1].dtype != y.dtype:
+        said = " and ".join(map(described, found)) if isinstance(found, tuple) else described(found)
+        raise StageError(f"attack {name} returned {said}, expected samples {described(x)} and classes {described(y)}")
+    samples, classes = found
+    if not 0 < len(samples) == len(classes) or classes.dim() != 1:
+        raise StageError(
+            f"attack {name} returned samples {described(samples)} and classes {described(classes)}: one each, k > 0"
+        )
+    if not 0 <= int(classes.min()) <= int(classes.max()) < view.task.n_classes:
+        raise StageError(
+            f"attack {name} returned classes {int(classes.min())} to {int(classes.max())}, "
+            f"there are 0 to {view.task.n_classes - 1}"
+        )
+    return samples.detach(), classes
 
 
 def craft(attack: Attack, view: AttackView, name: str) -> Float[Tensor, "m d"]:
@@ -139,18 +170,18 @@ def craft(attack: Attack, view: AttackView, name: str) -> Float[Tensor, "m d"]:
         name: Name of the attack for the error message.
 
     Raises:
-        FedSieveError: If a third party's attack returns another shape than one row per malicious client.
+        StageError: If the attack returns something else than floats, one row per malicious client.
     """
     honest = view.malicious_updates
     if not isinstance(attack, UpdateAttack):
         return honest
-    crafted = attack.craft(view)
-    if crafted.shape != honest.shape:  # one row would otherwise be broadcast to all clients
-        raise FedSieveError(
-            f"attack {name} returned {list(crafted.shape)} instead of {list(honest.shape)}: "
-            "one row per malicious client"
+    crafted: Any = attack.craft(view)
+    # one row would otherwise be broadcast to all clients
+    if not isinstance(crafted, Tensor) or crafted.shape != honest.shape or not crafted.is_floating_point():
+        raise StageError(
+            f"attack {name} returned {described(crafted)} instead of {described(honest)}: one row per malicious client"
         )
-    return crafted.to(honest)
+    return crafted.detach().to(honest)
 
 
 @dataclass(frozen=True)

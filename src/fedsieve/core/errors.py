@@ -23,3 +23,19 @@ class MissingDataError(FedSieveError):
 
 class CorruptDataError(FedSieveError):
     """A file has a wrong checksum or format."""
+
+
+class StageError(FedSieveError):
+    """A stage of a defense, or an attack, returned something of a wrong type or shape."""
+
+
+class UnusableResultError(FedSieveError):
+    """A stage of a defense returned values that can't be used in this round: the server leaves the model unchanged."""
+
+
+class BusyError(FedSieveError):
+    """Another process runs in this run directory."""
+
+
+class StorageError(FedSieveError):
+    """Results can't be written: a full or read-only disk, a folder that is gone, no file handles."""

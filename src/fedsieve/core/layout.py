@@ -35,8 +35,8 @@ class Layout:
 
     Attributes:
         segments: All tensors, in the order of the vector.
-        n_parameters: The first ``n_parameters`` coordinates are trained. The rest are running statistics
-            (BatchNorm's means and variances), which have no gradient.
+        n_parameters: The first ``n_parameters`` coordinates are trained. The rest are running statistics of
+            normalisation layers (BatchNorm's means and variances), which have no gradient.
     """
 
     segments: tuple[Segment, ...]

@@ -28,8 +28,9 @@ def column_blocks(x: Shaped[Tensor, "n d"]) -> Iterator[slice]:
 
 def sorted_columns(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Each column in ascending order, as a new tensor."""
-    if x.device.type == "cpu":  # numpy's vectorised sort is over ten times faster than torch's here
-        return torch.from_numpy(np.sort(x.detach().numpy(), axis=0))
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        # numpy's vectorised sort is over ten times faster than torch's here; it has no bfloat16
+        return torch.from_numpy(np.sort(x.detach().resolve_neg().numpy(), axis=0))
     return x.sort(dim=0).values
 
 
@@ -70,34 +71,22 @@ def clip_rows(x: Float[Tensor, "n d"], bound: float) -> Float[Tensor, "n d"]:
     return clipped
 
 
-def clip_to_median(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """The rows, those longer than the median length scaled down to it; a new tensor unless there are no columns.
-
-    >>> clip_to_median(torch.tensor([[1.0], [2.0], [-93.0]]))
-    tensor([[ 1.],
-            [ 2.],
-            [-2.]])
-    """
-    return clip_rows(x, float(middle(row_norms(x)))) if x.shape[1] else x
-
-
 def check_max_norm(defense: str, max_norm: float | None) -> None:
     """Raise :class:`ParameterError`, in the name of ``defense``, where a clipping bound is not finite and positive."""
     if max_norm is not None and not (max_norm > 0 and isfinite(max_norm)):
         raise ParameterError(f"{defense}: max_norm must be finite and positive, got {max_norm}")
 
 
-def clip_updates(
-    x: Float[Tensor, "n d"], n_parameters: int, max_norm: float | None
-) -> tuple[Float[Tensor, "n d"], float]:
-    """Rows whose parameters are clipped to ``max_norm``, or to their median length if it is None; and that bound.
+def clip_updates(x: Float[Tensor, "n d"], max_norm: float | None) -> tuple[Float[Tensor, "n d"], float]:
+    """Rows clipped to ``max_norm``, or to their median length if it is None; and that bound.
 
-    Running statistics, the coordinates from ``n_parameters`` on, are clipped as a vector of their own, always to its
-    median length: their scale is unrelated to that of the parameters, and without clipping they would have no bound.
+    >>> clip_updates(torch.tensor([[1.0], [2.0], [-93.0]]), None)
+    (tensor([[ 1.],
+            [ 2.],
+            [-2.]]), 2.0)
     """
-    parameters = x[:, :n_parameters]
-    bound = float(middle(row_norms(parameters))) if max_norm is None else max_norm
-    return torch.cat([clip_rows(parameters, bound), clip_to_median(x[:, n_parameters:])], dim=1), bound
+    bound = float(middle(row_norms(x))) if max_norm is None else max_norm
+    return clip_rows(x, bound), bound
 
 
 def mean_of_ranks(
@@ -192,20 +181,10 @@ def cosine_distances(x: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None
     return torch.where(zero[:, None] != zero[None, :], 1, distances).fill_diagonal_(0)
 
 
-def median_clipped_mean(
-    x: Float[Tensor, "n d"], rows: Bool[Tensor, " n"], n_parameters: int
-) -> tuple[Float[Tensor, " d"], float]:
-    """Mean of the chosen rows, each clipped to the median length of all; and that length. 0 if no row is chosen.
-
-    Length is that of the first ``n_parameters`` coordinates. The others, running statistics, are clipped as a vector of
-    their own, to its median length over all rows.
-    """
-    bound = float(middle(row_norms(x[:, :n_parameters])))
-    kept, mean = x[rows], torch.zeros_like(x[0])
-    if len(kept):
-        mean[:n_parameters] = clip_rows(kept[:, :n_parameters], bound).mean(dim=0)
-        mean[n_parameters:] = clip_to_median(x[:, n_parameters:])[rows].mean(dim=0)
-    return mean, bound
+def median_clipped_mean(x: Float[Tensor, "n d"], rows: Bool[Tensor, " n"]) -> tuple[Float[Tensor, " d"], float]:
+    """Mean of the chosen rows, each clipped to the median length of all; and that length. 0 if no row is chosen."""
+    bound = float(middle(row_norms(x)))
+    return clip_rows(x[rows], bound).mean(dim=0) if rows.any() else torch.zeros_like(x[0]), bound
 
 
 def krum_scores(sq_distances: Float[Tensor, "n n"], f: int) -> Float[Tensor, " n"]:

@@ -1,7 +1,9 @@
 """Accuracy, loss and detection rates. Rates are in [0, 1], or None where they are undefined."""
 
-from collections.abc import Collection, Iterable, Sequence
-from math import isfinite
+from array import array
+from collections.abc import Collection, Iterable
+from itertools import zip_longest
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -79,7 +81,72 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def summarize(records: Sequence[RoundRecord]) -> dict[str, Any]:
+# A record's reasons are free text; beyond so many different ones the rest are counted together.
+_REASONS = 20
+NO_REASON = "no reason given"
+OTHER_REASONS = "other reasons"
+NOT_FINITE = "not finite"  # why updates were screened in records that hold no reasons
+
+
+def count_reason(counts: dict[str, int], reason: str) -> None:
+    """Count one more ``reason`` in place; a bounded number of different ones, the others together.
+
+    >>> counts = {"overflow": 1}
+    >>> count_reason(counts, "overflow")
+    >>> counts
+    {'overflow': 2}
+    """
+    key = reason if reason in counts or len(counts) < _REASONS else OTHER_REASONS
+    counts[key] = counts.get(key, 0) + 1
+
+
+class Summary:
+    """:func:`summarize` of records that are added one at a time; holds a few numbers of each round, no record."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self._evaluated, self._accuracy = array("q"), array("d")  # rounds with an evaluation, and their accuracy
+        self._success: tuple[float | None, float | None] = (None, None)
+        self._fpr, self._fnr = array("d"), array("d")  # NaN where undefined
+        self._not_applied: dict[str, int] = {}
+        self._screened: dict[str, int] = {}
+
+    def add(self, record: RoundRecord) -> None:
+        """Add the next round."""
+        self.rounds += 1
+        if record.test_accuracy is not None:
+            self._evaluated.append(record.round)
+            self._accuracy.append(record.test_accuracy)
+            self._success = (record.attack_success_rate, record.attack_success_rate_all)
+        self._fpr.append(nan if record.false_positive_rate is None else record.false_positive_rate)
+        self._fnr.append(nan if record.false_negative_rate is None else record.false_negative_rate)
+        if not record.applied:
+            count_reason(self._not_applied, record.note or NO_REASON)
+        for _, reason in zip_longest(record.screened, record.screened_reasons[: len(record.screened)]):
+            count_reason(self._screened, reason or NOT_FINITE)
+
+    def result(self) -> dict[str, Any]:
+        """The results of the rounds so far."""
+        n, half = self.rounds, self.rounds // 2
+        pairs = zip(self._evaluated, self._accuracy, strict=True)
+        late = [accuracy for k, accuracy in pairs if k >= n - max(1, n // 10)] or self._accuracy[-1:]
+        return {
+            "test_accuracy": mean_of(self._accuracy[-1:]),
+            "late_test_accuracy": mean_of(late),
+            "attack_success_rate": mean_of(self._success[:1]),
+            "attack_success_rate_all": mean_of(self._success[1:]),
+            "false_positive_rate": mean_of(map(finite, self._fpr)),
+            "false_negative_rate": mean_of(map(finite, self._fnr)),
+            "late_false_positive_rate": mean_of(map(finite, self._fpr[half:])),
+            "late_false_negative_rate": mean_of(map(finite, self._fnr[half:])),
+            "rounds_not_applied": sum(self._not_applied.values()),
+            "not_applied_reasons": dict(self._not_applied),
+            "updates_screened": sum(self._screened.values()),
+            "screened_reasons": dict(self._screened),
+        }
+
+
+def summarize(records: Iterable[RoundRecord]) -> dict[str, Any]:
     """The results of a run.
 
     Accuracy is the share of all test samples that the global model classifies correctly (:func:`correct`).
@@ -90,21 +157,13 @@ def summarize(records: Sequence[RoundRecord]) -> dict[str, Any]:
     Attack success rates are those of the last evaluation. Detection rates are means over the rounds in which they are
     defined: over all rounds, and with ``late_`` over the second half. None where there is no value.
 
+    ``rounds_not_applied`` is the number of rounds that left the global model unchanged, ``updates_screened`` that of
+    the updates dropped before the defense; both by reason in ``not_applied_reasons`` and ``screened_reasons``.
+
     Args:
         records: The records of all rounds so far, in order.
     """
-    n = len(records)
-    evaluated = [r for r in records if r.test_accuracy is not None]
-    last = evaluated[-1:]
-    late = [r for r in evaluated if r.round >= n - max(1, n // 10)] or last
-    half = records[n // 2 :]
-    return {
-        "test_accuracy": mean_of(r.test_accuracy for r in last),
-        "late_test_accuracy": mean_of(r.test_accuracy for r in late),
-        "attack_success_rate": mean_of(r.attack_success_rate for r in last),
-        "attack_success_rate_all": mean_of(r.attack_success_rate_all for r in last),
-        "false_positive_rate": mean_of(r.false_positive_rate for r in records),
-        "false_negative_rate": mean_of(r.false_negative_rate for r in records),
-        "late_false_positive_rate": mean_of(r.false_positive_rate for r in half),
-        "late_false_negative_rate": mean_of(r.false_negative_rate for r in half),
-    }
+    found = Summary()
+    for record in records:
+        found.add(record)
+    return found.result()

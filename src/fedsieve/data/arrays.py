@@ -1,7 +1,5 @@
 """Arrays of the user's: a file of numpy arrays."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +8,29 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.core.bounded import read_npz
+from fedsieve.core.errors import CorruptDataError, ParameterError
 from fedsieve.core.traits import Traits
 from fedsieve.data.dataset import Dataset, RemoteFile
-from fedsieve.data.user_files import DEFAULTS, check_share, label_classes, resolved, split
+from fedsieve.data.user_files import DEFAULTS, check_number_of_classes, check_share, numbered, resolved, split
+
+MAX_TOKEN = 10_000_000  # an embedding of more words fills the memory
+_NAMES = ("x", "y", "x_test", "y_test", "clients", "vocabulary")
 
 
 @dataclass(frozen=True)
 class NPZ:
     """Arrays in an ``.npz`` file of numpy: ``x`` [N, ...] and ``y`` [N], unchanged (images channels first).
 
-    Classes are the distinct integers of y, sorted. Optional arrays: ``clients`` [N], the natural client of each row;
-    ``x_test`` and ``y_test``, the test set; with ``tokens``, ``vocabulary``, the words by token id.
+    Classes are the distinct integers of y, sorted. Optional arrays: ``clients`` [N], the natural client of each row,
+    integers or text; ``x_test`` and ``y_test``, the test set; with ``tokens``, ``vocabulary``, the words by token id.
+
+    With ``clients``, an experiment has by default the partition ``natural`` and a client for each of their values.
 
     Attributes:
         file: Path, relative to the current directory.
-        test: Share of the rows in the test set, which is drawn with the experiment's seed if the file has none.
+        test: Share of the rows in the test set, which is drawn with the experiment's seed if the file has none; every
+            natural client keeps a row to train on.
         tokens: Whether x holds token ids [N, length], 0 for padding at the end; otherwise x becomes float32.
     """
 
@@ -50,20 +55,32 @@ class NPZ:
         """As :meth:`verify`: nothing can be fetched."""
         self._arrays()
 
+    def implied_defaults(self) -> Mapping[str, Any]:
+        """See :class:`fedsieve.data.dataset.Loader`: with the array ``clients``, one client for each of its values."""
+        if not self.file:
+            return {}
+        path = resolved(self.file)
+        found = read_npz(path, ("clients",), width=1)
+        if not found:
+            return {}
+        return {"partition": "natural", "clients": len(set(_clients(path, found["clients"])))}
+
     def load(self, folder: Path, generator: torch.Generator) -> Dataset:
         """Read the arrays; ``generator`` draws the test set if there is none, ``folder`` is not used."""
         arrays = self._arrays()
-        n, x, y = len(arrays["y"]), arrays["x"], arrays["y"]
-        if "x_test" in arrays:
-            x, y = np.concatenate([x, arrays["x_test"]]), np.concatenate([y, arrays["y_test"]])
-            train, test = torch.arange(n), torch.arange(n, len(y))
-        else:
-            train, test = split("npz", n, self.test, generator)
-        labels, n_classes = label_classes("npz", "y", y)
-        inputs = torch.from_numpy(x.astype(np.int64 if self.tokens else np.float32))
+        n, x, labels = len(arrays["y"]), arrays["x"], arrays["y"].tolist()
         owners, vocabulary = None, tuple[str, ...]()
         if "clients" in arrays:
-            owners = torch.from_numpy(np.unique(arrays["clients"][train.numpy()], return_inverse=True)[1])
+            owners = numbered(_clients(resolved(self.file), arrays["clients"]))
+        if "x_test" in arrays:
+            x, labels = np.concatenate([x, arrays["x_test"]]), labels + arrays["y_test"].tolist()
+            train, test = torch.arange(n), torch.arange(n, len(labels))
+        else:
+            train, test = split("npz", n, self.test, generator, owners)
+        classes = sorted(set(labels))
+        check_number_of_classes("npz", "y", len(classes))
+        y = numbered(labels)
+        inputs = torch.from_numpy(x.astype(np.int64 if self.tokens else np.float32))
         if self.tokens:
             vocabulary = tuple(map(str, arrays.get("vocabulary", range(int(x.max()) + 1))))
             if int(x.max()) >= len(vocabulary):
@@ -71,7 +88,15 @@ class NPZ:
                     f"{resolved(self.file)}: x has token {int(x.max())}, its vocabulary {len(vocabulary)} words"
                 )
         return Dataset(
-            inputs[train], labels[train], inputs[test], labels[test], n_classes, owners, vocabulary=vocabulary
+            inputs[train],
+            y[train],
+            inputs[test],
+            y[test],
+            len(classes),
+            owners if owners is None else owners[train],
+            vocabulary=vocabulary,
+            class_names=tuple(map(str, classes)),
+            owned_by="" if owners is None else "the array clients",
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -91,22 +116,12 @@ def read_arrays(path: Path, tokens: bool) -> dict[str, np.ndarray]:
         MissingDataError: If the file cannot be read.
         CorruptDataError: If it is not an .npz file, or an array has a wrong type, shape or value; names the array.
     """
-    try:
-        with path.open("rb") as raw:  # numpy leaves a broken file open
-            found = np.load(raw, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            wanted = ("x", "y", "x_test", "y_test", "clients", "vocabulary")
-            with found:
-                arrays = {name: found[name] for name in wanted if name in found.files}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptDataError(f"{path} is not a whole .npz file without pickles: {error}".replace("\n", " ")) from None
-    except OSError as error:
-        raise MissingDataError(f"{path} cannot be read: {error.strerror or error}") from None
+    arrays = read_npz(path, _NAMES, width=8 if tokens else 4)
     for x, y in (("x", "y"), ("x_test", "y_test")):
         if (x in arrays) != (y in arrays) or "x" not in arrays:
             raise CorruptDataError(
-                f"{path} must have arrays x and y, and x_test and y_test or neither; it has {', '.join(arrays)}"
+                f"{path} must have arrays x and y, and x_test and y_test or neither; "
+                f"it has {', '.join(arrays) or 'none of these'}"
             )
         if x in arrays:
             _check_pair(path, arrays, x, y, tokens)
@@ -132,8 +147,26 @@ def _check_pair(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str, to
         raise CorruptDataError(f"{path}: {x} must be {expected}, got {samples.dtype} of shape {list(samples.shape)}")
     if len(samples) != len(labels) or not samples.size:
         raise CorruptDataError(f"{path}: {x} has shape {list(samples.shape)}, {y} has {len(labels)} labels")
-    with np.errstate(over="ignore"):
-        if not (tokens or np.isfinite(samples.astype(np.float32)).all()):
-            raise CorruptDataError(f"{path}: {x} has a value that is not finite in float32")
+    if not tokens:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(samples.astype(np.float32))
+        if not finite.all():
+            place = [int(k) for k in np.unravel_index(finite.argmin(), finite.shape)]
+            raise CorruptDataError(
+                f"{path}: {x} has a value that is not finite in float32, {samples[*place]} at {place}"
+            )
     if tokens and samples.min() < 0:
         raise CorruptDataError(f"{path}: {x} has token {samples.min()}, but token ids begin with 0")
+    if tokens and samples.max() > MAX_TOKEN:
+        raise CorruptDataError(f"{path}: {x} has token {samples.max()}, but token ids end with {MAX_TOKEN}")
+
+
+def _clients(path: Path, values: np.ndarray) -> list[Any]:
+    """The natural client of each row; raises CorruptDataError unless they are integers or text, none of it empty."""
+    if values.dtype.kind not in "iubUS" or values.ndim != 1:
+        kind = f"{values.dtype} of shape {list(values.shape)}"
+        raise CorruptDataError(f"{path}: clients must be integers or text [N], got {kind}")
+    found: list[Any] = values.tolist()
+    if values.dtype.kind in "US" and not all(found):
+        raise CorruptDataError(f"{path}: clients has an empty text in row {[not f for f in found].index(True)}")
+    return found

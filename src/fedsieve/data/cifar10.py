@@ -18,10 +18,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fedsieve.core.bounded import read_at_most
 from fedsieve.core.errors import CorruptDataError, MissingDataError
 from fedsieve.core.traits import Traits
 from fedsieve.data import store
 from fedsieve.data.dataset import Dataset, RemoteFile, channels_first
+
+LARGEST = 1 << 28  # most bytes of a batch; CIFAR-100's training images have 155 million
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def from_folder(release: Release, place: Path) -> Iterator[tuple[str, str, bytes
     for name, md5 in release.batches.items():
         where = str(place / name)
         try:
-            content = (place / name).read_bytes()
+            with (place / name).open("rb") as stream:
+                content = read_at_most(stream, LARGEST, where)
         except OSError as error:
             raise MissingDataError(f"{where} cannot be read: {error.strerror}") from None
         store.check_md5(content, md5, where)
@@ -176,7 +180,8 @@ def from_archive(release: Release, path: Path) -> Iterator[tuple[str, str, bytes
                 stream = archive.extractfile(member) if folder == release.inside and name in missing else None
                 if stream is None:
                     continue
-                content, where = stream.read(), f"{name} in {path}"
+                where = f"{name} in {path}"
+                content = read_at_most(stream, LARGEST, where)
                 store.check_md5(content, missing.pop(name), where)
                 yield name, where, content
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

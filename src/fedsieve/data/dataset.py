@@ -13,6 +13,8 @@ from torch import Tensor
 from fedsieve.core.errors import CorruptDataError, ParameterError
 from fedsieve.core.traits import Traits
 
+_CLASSES_LISTED = 20  # most classes of which the sizes are listed
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -28,6 +30,9 @@ class Dataset:
         encode: From raw samples in the form of the dataset's files (images: uint8 [k, height, width, channels]; texts:
             a list of strings) to inputs of the model; None where there is no such form.
         vocabulary: Words by token id, for text.
+        class_names: Name of each class in the user's file; empty where classes have no other name than their number.
+        owned_by: What ``owners`` are: the name of a column, "person"; "" where the data has none.
+        details: How the samples were read, a few words each, for :attr:`reading`.
     """
 
     x_train: Shaped[Tensor, "N *shape"]
@@ -38,11 +43,42 @@ class Dataset:
     owners: Int[Tensor, " N"] | None = None
     encode: Callable[[Any], Tensor] | None = None
     vocabulary: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    owned_by: str = ""
+    details: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.x_train.shape[1:])
+
+    @property
+    def reading(self) -> str:
+        """How the data were read, in one line: ``400 rows, 2 classes (380/20), 1 numeric + 0 one-hot columns``."""
+        trained, tested = (y.bincount(minlength=self.n_classes) for y in (self.y_train, self.y_test))
+        counts = (trained + tested).tolist()
+        shape, details = " x ".join(map(str, self.input_shape)), list(self.details)
+        if not self.x_train.is_floating_point():
+            kind = "texts"
+            details.insert(0, f"{shape} tokens each")
+        elif self.x_train.dim() == 4:
+            kind = f"images of {shape} (channels, height, width)"
+        else:
+            kind, details = "rows", details or [f"{shape} features"]
+        classes = f"{self.n_classes} classes {_sizes(counts)}"
+        if absent := (trained == 0).nonzero().squeeze(1).tolist():
+            classes += f", no training samples of {', '.join(map(self.class_name, absent[:5]))}"
+        return ", ".join([f"{sum(counts)} {kind}", classes, *details])
+
+    def class_name(self, k: int) -> str:
+        """Class ``k`` for a message, with its name in the user's file.
+
+        >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+        >>> Dataset(x, y, x, y, 2, class_names=("no", "yes")).class_name(1)
+        "class 1 ('yes')"
+        """
+        name = self.class_names[k] if k < len(self.class_names) else str(k)
+        return f"class {k}" if name == str(k) else f"class {k} ({name[:40]!r})"
 
 
 @runtime_checkable
@@ -50,7 +86,9 @@ class Loader(Protocol):
     """A registered dataset: which files it has and how they are read.
 
     ``defaults`` are experiment settings that suit this dataset; settings of the user replace them.
-    ``attack_parameters`` and ``defense_parameters`` in them are parameters by name of the attack or defense.
+    ``attack_parameters`` and ``defense_parameters`` in them are parameters by name of the attack or defense. A loader
+    may have a method ``implied_defaults() -> Mapping[str, Any]``: defaults that follow from its parameters or its file,
+    which replace the others; it is called unless the user sets both the partition and the number of clients.
     """
 
     traits: ClassVar[Traits]
@@ -82,12 +120,22 @@ class RemoteFile:
         urls: Addresses, tried in order.
         md5: Published checksum of the file; "" if only its members have one.
         members: Of an archive without a published checksum: the MD5 of each member that is read.
+        largest: Most bytes that a member unpacks to.
     """
 
     path: str
     urls: tuple[str, ...]
     md5: str = ""
     members: Mapping[str, str] | None = None
+    largest: int = 1 << 30
+
+
+def _sizes(counts: list[int]) -> str:
+    """Samples of each class, or the range where there are many classes."""
+    if len(counts) <= _CLASSES_LISTED:
+        return f"({'/'.join(map(str, counts))})"
+    least, most = min(counts), max(counts)
+    return f"of {least} each" if least == most else f"of {least} to {most}"
 
 
 def channels_first(raw: Any, height: int, width: int, channels: int) -> UInt8[Tensor, "k channels height width"]:

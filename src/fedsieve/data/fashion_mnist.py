@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fedsieve.core.bounded import read_at_most
 from fedsieve.core.errors import CorruptDataError
 from fedsieve.core.traits import Traits
 from fedsieve.data import store
@@ -28,6 +29,7 @@ MD5 = {
 MEAN, STD = 0.2860, 0.3530  # of the training images' pixels in [0, 1]
 FILES = tuple(RemoteFile(f"{NAME}/{name}", (f"{URL}/{name}",), md5) for name, md5 in MD5.items())
 
+_LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images, unpacked
 _WHITE = round((1 - MEAN) / STD, 4)  # a white pixel after standardisation, for triggers
 
 
@@ -90,7 +92,8 @@ def read_idx(path: Path) -> UInt8[Tensor, "*shape"]:
     big-endian 32-bit integer, then the values with the last index running fastest.
     """
     try:
-        raw = bytearray(gzip.decompress(path.read_bytes()))
+        with gzip.open(path) as stream:
+            raw = bytearray(read_at_most(stream, _LARGEST, str(path)))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CorruptDataError(f"{path} is not a whole gzip file: {error}") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not raw[3]:

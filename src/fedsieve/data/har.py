@@ -28,6 +28,7 @@ FILE = RemoteFile(
         "UCI HAR Dataset/test/y_test.txt": "c7d8b43fbf9500662a3fadc8286f6f85",
         "UCI HAR Dataset/test/subject_test.txt": "7e5b62d345490918cd5ed4aeacc74673",
     },
+    largest=65_998_904,  # the training features
 )
 FEATURES, ACTIVITIES, PEOPLE = 561, 6, 30
 
@@ -76,7 +77,9 @@ class HAR:
             columns = x.T.double().numpy()
             scaled = [standardised(column, train.numpy(), FILE.path) for column in columns]
             x = torch.from_numpy(np.concatenate(scaled, axis=1))
-        return Dataset(x[train], y[train], x[test], y[test], n_classes=ACTIVITIES, owners=owners[train])
+        return Dataset(
+            x[train], y[train], x[test], y[test], n_classes=ACTIVITIES, owners=owners[train], owned_by="person"
+        )
 
 
 def parse(members: Mapping[str, bytes]) -> tuple[Float[Tensor, "N 561"], Int[Tensor, " N"], Int[Tensor, " N"]]:

@@ -1,4 +1,4 @@
-"""Which samples are the server's root dataset, and how the others are split among the clients.
+"""How the training samples are split among the clients.
 
 Every partition returns disjoint sets of at least one sample each, or raises.
 """
@@ -13,46 +13,6 @@ from torch import Tensor
 
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
-
-
-def quotas(total: int, shares: list[float]) -> list[int]:
-    """``total`` split in proportion to ``shares``, in integers that sum to it (largest remainders).
-
-    >>> quotas(10, [0.5, 0.28, 0.22])
-    [5, 3, 2]
-    """
-    exact = [total * share / sum(shares) for share in shares]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda k: (counts[k] - exact[k], k))
-    for k in by_remainder[: total - sum(counts)]:
-        counts[k] += 1
-    return counts
-
-
-def root_indices(
-    y: Int[Tensor, " N"], n_classes: int, size: int, bias: float, label: int, generator: torch.Generator
-) -> Int[Tensor, " size"]:
-    """Indices of the samples of the server's root dataset.
-
-    Args:
-        y: Classes of all training samples.
-        n_classes: Number of classes.
-        size: Number of root samples.
-        bias: Share of class ``label``, in [0, 1]; all other classes have equal shares of the rest.
-        label: A class.
-        generator: Draws the samples of each class.
-
-    Raises:
-        ParameterError: If a class has too few samples.
-    """
-    shares = [bias if k == label else (1 - bias) / (n_classes - 1) for k in range(n_classes)]
-    chosen = []
-    for k, count in enumerate(quotas(size, shares)):
-        members = torch.nonzero(y == k).squeeze(1)
-        if count > len(members):
-            raise ParameterError(f"root data: {count} samples of class {k} asked for, the data has {len(members)}")
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    return torch.cat(chosen)
 
 
 @runtime_checkable
@@ -111,8 +71,7 @@ class Groups:
 
     Fang et al., USENIX Security 2020; FLTrust; SkyMask section IV-A1. Clients are assigned to groups at random and
     evenly (sizes of groups differ by at most one), as in FLTrust; each group's samples are split evenly among its
-    clients. q = 1 / C is IID. With fewer clients than classes, the groups without a client and their samples are left
-    out.
+    clients. q = 1 / C is IID. With fewer clients than classes, clients have several groups each, all of their samples.
 
     Attributes:
         q: Degree of non-IID, in [0, 1].
@@ -143,12 +102,12 @@ class Groups:
         group = torch.where(stays, y, other)
         parts: list[Tensor] = [y[:0]] * n_clients
         dealt = torch.randperm(n_clients, generator=generator)
-        for k in range(min(n_classes, n_clients)):
+        for k in range(n_classes):
             members = torch.nonzero(group == k).squeeze(1)
             members = members[torch.randperm(len(members), generator=generator)]
-            clients = dealt[k::n_classes]
+            clients = dealt[k::n_classes] if k < n_clients else dealt[[k % n_clients]]
             for client, part in zip(clients.tolist(), torch.tensor_split(members, len(clients)), strict=True):
-                parts[client] = part
+                parts[client] = torch.cat([parts[client], part])
         return _none_empty(parts, len(y), "groups")
 
 

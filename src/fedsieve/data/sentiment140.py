@@ -14,6 +14,7 @@ from typing import IO, Any, ClassVar, Literal
 
 import torch
 
+from fedsieve.core.bounded import read_lines
 from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
 from fedsieve.core.traits import Traits
 from fedsieve.data import store
@@ -139,7 +140,7 @@ class Sentiment140:
             (encode([t.text for t in part]), torch.tensor([CLASSES[t.polarity] for t in part]))
             for part in (train, test)
         )
-        return Dataset(x, y, x_test, y_test, 2, torch.tensor(owners), encode, vocabulary.words)
+        return Dataset(x, y, x_test, y_test, 2, torch.tensor(owners), encode, vocabulary.words, owned_by="author")
 
 
 def held_out(n: int) -> int:
@@ -178,7 +179,8 @@ def read(folder: Path, name: str) -> Iterator[Tweet]:
                 raw = stack.enter_context(path.open("rb"))
             else:
                 raw = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(name))
-            rows = csv.reader(io.TextIOWrapper(raw, encoding="latin-1", newline=""))
+            text = stack.enter_context(io.TextIOWrapper(raw, encoding="latin-1", newline=""))
+            rows = csv.reader(read_lines(text, path))
             for row in rows:
                 line = rows.line_num
                 if len(row) != 6 or row[0] not in allowed:

@@ -14,11 +14,13 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from fedsieve.core.bounded import read_member
 from fedsieve.core.errors import CorruptDataError, MissingDataError
 from fedsieve.data.dataset import RemoteFile
 
 ATTEMPTS = 3  # times that all addresses are tried
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
+LARGEST = 1 << 31  # bytes; what is larger is none of the published files
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two parts of a response
 
 
@@ -120,7 +122,7 @@ def _checked_members(file: RemoteFile, path: Path, what: str) -> dict[str, bytes
     try:
         with zipfile.ZipFile(path) as archive:
             for name, md5 in (file.members or {}).items():
-                contents[name] = archive.read(name)
+                contents[name] = read_member(archive, name, file.largest, f"{name} in {what}")
                 check_md5(contents[name], md5, f"{name} in {what}")
     except CorruptDataError:
         raise
@@ -191,7 +193,7 @@ class _Bar:
     """The progress bar interface of pooch, on a bar of rich."""
 
     def __init__(self, bars: Progress, name: str) -> None:
-        self.bars, self.task = bars, bars.add_task(name, total=None)
+        self.bars, self.task, self.received = bars, bars.add_task(name, total=None), 0
 
     @property
     def total(self) -> float | None:
@@ -203,9 +205,13 @@ class _Bar:
 
     def update(self, size: int) -> None:
         self.bars.advance(self.task, size)
+        self.received += size
+        if self.received > LARGEST:
+            raise CorruptDataError(f"what it sends has more than {LARGEST} bytes")
 
     def reset(self) -> None:
         self.bars.update(self.task, completed=0)
+        self.received = 0
 
     def close(self) -> None:
         """Nothing to do: the ``with`` around the bars closes them."""

@@ -152,11 +152,13 @@ class FLDetector:
         window: Number of rounds in the Hessian and in a score, N in the paper.
         start: Predictions begin after this round, but not before the window is full.
         references: Number of uniform samples that the gap statistic compares the scores with, B in the paper.
+        forget_after: Rounds after which a client that does not come back is forgotten; at least 1.
     """
 
     window: int = 10
     start: int = 20
     references: int = 10
+    forget_after: int = 1000
     traits: ClassVar[Traits] = Traits(
         summary="Predicts each client's update from its last one and rejects clients far from their predictions",
         paper="Zhang et al., FLDetector, KDD 2022",
@@ -167,7 +169,7 @@ class FLDetector:
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("start", 0), ("references", 1)):
+        for name, least in (("window", 1), ("start", 0), ("references", 1), ("forget_after", 1)):
             if getattr(self, name) < least:
                 raise ParameterError(f"fldetector: {name} must be at least {least}, got {getattr(self, name)}")
 
@@ -175,7 +177,8 @@ class FLDetector:
         """See :class:`fedsieve.core.defense.Detector`."""
         p = updates.layout.n_parameters
         x, params, old = updates.matrix[:, :p], view.global_params[:p], view.state
-        history = {} if old is None else old["distances"]
+        absent = {} if old is None else {c: away + 1 for c, away in old["absent"].items() if away < self.forget_after}
+        history = {} if old is None else {c: old["distances"][c] for c in absent}
         predicted = {} if old is None else self._predict(updates, view)
         history = history | {c: [*history.get(c, []), d][-self.window :] for c, d in predicted.items()}
         rounds = (0 if old is None else old["rounds"]) + bool(predicted)
@@ -198,6 +201,7 @@ class FLDetector:
             "steps": steps,
             "changes": changes,
             "distances": history,
+            "absent": absent | {c: 0 for c in updates.client_ids.tolist() if c in history},
             "rounds": rounds,
         }
         stay = None if accepted is None else torch.from_numpy(accepted).to(x.device)

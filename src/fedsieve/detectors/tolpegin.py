@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedsieve.core.clustering import best_cut, gram_components, one_blas_thread
 from fedsieve.core.defense import Detection, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.layout import Layout
 from fedsieve.core.linalg import column_blocks, output_layer
@@ -88,6 +89,7 @@ def _inertia(points: ndarray, labels: ndarray) -> float:
     return sum(float(((points[side] - points[side].mean(axis=0)) ** 2).sum()) for side in (labels, ~labels))
 
 
+@direct("tolpegin", drops="detect")
 def tolpegin(x: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:
     """Which rows are in the larger of two clusters of their first two principal components, columns standardised.
 

@@ -74,7 +74,7 @@ class SimulatedDefense:
         view, ids = replace(self.view, generator=self.view.generator.clone_state()), self.ids
         if len(matrix) != len(ids):
             view, ids = replace(view, state=None), torch.arange(len(matrix), device=matrix.device)
-        return defend(self.defense, Updates(matrix, ids, self.layout), view)[0]
+        return defend(self.defense, Updates(matrix, ids, self.layout), view).aggregate
 
 
 @dataclass(frozen=True)

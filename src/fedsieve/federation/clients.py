@@ -3,7 +3,8 @@
 Every client starts from the global model and runs SGD on its own data. Two engines compute the same: ``vmap`` trains a
 chunk of clients as one batched computation (``torch.func``), which is faster for small models and on a GPU; a loop over
 clients with channels-last convolutions is faster on a CPU for convolutional networks. Model and device decide which one
-runs and how many clients share a chunk; results agree to rounding.
+runs and how many clients share a chunk; results agree to rounding. A batch that can't be computed for several clients
+at once (a branch on data, random numbers) is computed client by client.
 """
 
 from collections import defaultdict
@@ -19,8 +20,10 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fedsieve.core.defense import LossName
+from fedsieve.core.errors import ParameterError
 from fedsieve.core.seeding import stream
 from fedsieve.models.flat import FlatModel
+from fedsieve.models.forward import seeded
 from fedsieve.models.losses import LOSSES
 
 # On a CPU, the weights of one chunk stay in its cache; on a GPU a chunk takes what memory there is.
@@ -76,6 +79,12 @@ class LocalTraining:
             for batch in torch.split(torch.randperm(n_samples, generator=generator), self.batch_size)
         ]
 
+    def batch_sizes(self, n_samples: int) -> set[int]:
+        """Sizes of the batches of a client with ``n_samples`` samples."""
+        if self.epochs is None:
+            return {min(n_samples, self.batch_size)}
+        return {size for size in (min(n_samples, self.batch_size), n_samples % self.batch_size) if size}
+
     def as_many_steps(self, sizes: Sequence[int]) -> "LocalTraining":
         """The same settings with a fixed number of steps: that of the median of clients with ``sizes`` samples."""
         if self.epochs is None:
@@ -127,10 +136,11 @@ class Trainer:
             begin = params.repeat(len(rows), 1)
             if personal is not None:
                 begin[:, self.model.normalisation] = torch.stack([personal[ids[k]] for k in rows])
+            members = [ids[k] for k in rows]
             try:
-                local = self._train(
-                    begin, [clients[ids[k]] for k in rows], [plans[k] for k in rows], [ids[k] for k in rows], round
-                )
+                # for what is drawn where nothing should be, in a computation of several clients
+                with seeded(self._draws(members[0], round, 0), params.device):
+                    local = self._train(begin, [clients[i] for i in members], [plans[k] for k in rows], members, round)
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
@@ -142,13 +152,14 @@ class Trainer:
 
     def _chunk(self, params: Float[Tensor, " d"], n: int) -> int:
         """Clients per chunk."""
-        if not self._vectorized(params.device):
+        if not self.vectorized(params.device):
             return 1
         if params.device.type == "cpu":
             return max(1, _CPU_CHUNK_FLOATS // len(params))
         return min(n, self._gpu_chunk or n)
 
-    def _vectorized(self, device: torch.device) -> bool:
+    def vectorized(self, device: torch.device) -> bool:
+        """Whether chunks of clients are trained as one computation on ``device``."""
         # dropout needs a stream of its own per client, which a batched computation does not have
         if self.model.is_random or self.model.recurrent:
             return False
@@ -198,20 +209,37 @@ class Trainer:
         self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"], ids: Sequence[int], round: int, step: int
     ) -> tuple[Float[Tensor, "c p"], Float[Tensor, "c r"]]:
         """Each client's gradient on its batch, and its running statistics after the batch."""
-        if self._vectorized(local.device):
-            parameters, statistics = self.model.split(self.model.layout.unflatten(local))
-            loss = partial(self.model.training_loss, loss=LOSSES[self.settings.loss])
-            per_client = vmap(grad(loss, has_aux=True))
-            gradients, moved = per_client(parameters, statistics, x, y)
-            return _flat(gradients, len(local), local), _flat(moved, len(local), local)
+        if self.vectorized(local.device):
+            try:
+                return self.together(local, x, y)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # not decided for good here: a resumed run must take the same ways
+                pass  # whatever is wrong with the model itself is said below
         rows = []
         for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
-            gpus = [local.device] if local.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=gpus):  # always, since any forward pass may draw
-                torch.manual_seed(stream(self.seed, f"dropout/{step}", round, client).initial_seed())
-                rows.append(self.model.gradient_and_statistics(flat, xi, yi, LOSSES[self.settings.loss]))
+            loss, seed = LOSSES[self.settings.loss], self._draws(client, round, step)
+            try:
+                rows.append(self.model.gradient_and_statistics(flat, xi, yi, loss, seed))
+            except ParameterError as error:
+                who = f"client {client}" if client >= 0 else "the root data"
+                raise ParameterError(f"{error}, of {who} in round {round}") from error
         gradients, moved_statistics = zip(*rows, strict=True)
         return torch.stack(gradients), torch.stack(moved_statistics)
+
+    def together(
+        self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"]
+    ) -> tuple[Float[Tensor, "c p"], Float[Tensor, "c r"]]:
+        """Each client's gradient and running statistics, as one computation; any error if that can't be."""
+        parameters, statistics = self.model.split(self.model.layout.unflatten(local))
+        self.model.constants_on(local.device)
+        loss = partial(self.model.training_loss, loss=LOSSES[self.settings.loss])
+        gradients, moved = vmap(grad(loss, has_aux=True))(parameters, statistics, x, y)
+        return _flat(gradients, len(local), local), _flat(moved, len(local), local)
+
+    def _draws(self, client: int, round: int, step: int) -> int:
+        """The seed of the random numbers that a forward pass draws."""
+        return stream(self.seed, f"dropout/{step}", round, client).initial_seed()
 
 
 def _flat(tensors: Mapping[str, Tensor], n: int, like: Tensor) -> Float[Tensor, "n k"]:

@@ -1,24 +1,29 @@
 """Any defense on a matrix of updates, without an experiment: ``fedsieve.aggregate`` and ``fedsieve.detect``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedsieve.config import registry
 from fedsieve.config.merging import in_words, refuse_unknown
 from fedsieve.config.settings import Local, as_component
+from fedsieve.core import contract
 from fedsieve.core.defense import Aggregate, Bounded, Detection, Detector, ServerView, Stage, Updates
-from fedsieve.core.errors import MissingDataError, ParameterError
+from fedsieve.core.direct import described, finite, floats, integer, narrowed
+from fedsieve.core.errors import MissingDataError, ParameterError, UnusableResultError
 from fedsieve.core.layout import Layout
 from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
 from fedsieve.federation.root import RootClient, RunnableModel
-from fedsieve.federation.server import defend, screen
+from fedsieve.federation.screening import screen
+from fedsieve.federation.server import defend
 from fedsieve.models.flat import FlatModel
 
 
@@ -26,8 +31,8 @@ def root_data(model: nn.Module, x: Any, y: Any, *, round: int = 0, seed: int = 0
     """The server's clean data and its global model, for defenses that need root data or run the model.
 
     ``root.layout.flatten(module.state_dict())`` makes a vector [d] of a module as the defense sees it: parameters that
-    are trained first, then other parameters and buffers. A client's update is the vector of its local model minus
-    ``root.params``, the vector of ``model``.
+    are trained first, then running statistics of normalisation layers. A client's update is the vector of its local
+    model minus ``root.params``, the vector of ``model``.
 
     Args:
         model: The global model from which the clients trained, copied; it has one output per class.
@@ -58,7 +63,7 @@ def root_data(model: nn.Module, x: Any, y: Any, *, round: int = 0, seed: int = 0
     if classes.dim() != 1 or classes.is_floating_point() or not 0 < len(classes) == len(samples):
         raise ParameterError(
             f"root data are samples x [k, ...] and integer classes y [k], k at least 1; got x of shape "
-            f"{list(samples.shape)} and y of shape {list(classes.shape)}, {_type(classes)}"
+            f"{list(samples.shape)} and y of shape {list(classes.shape)}, {str(classes.dtype).removeprefix('torch.')}"
         )
     try:
         outputs = list(flat.logits(params, samples[:1]).shape)
@@ -92,9 +97,10 @@ def aggregate(
     A detector or a pre-aggregator is followed by the mean, as in an experiment.
 
     Args:
-        updates: ``local_params - global_params`` of each client, [n, d], float32 or float64; a tensor, an array, nested
-            lists, or a list of n vectors. Never written to. Rows with a value that is not finite are screened: weight
-            0, not accepted. With ``root``, rows are converted to the type and device of its model.
+        updates: ``local_params - global_params`` of each client, [n, d], floats; a tensor, an array, nested lists, or a
+            list of n vectors. Never written to. Rows that are not finite, or out of proportion to the others, are
+            screened: weight 0, not accepted. With ``root``, rows are converted to the type and device of its model.
+            float16 and bfloat16 are computed in float32; only the aggregate is converted back.
         defense: A name from ``fedsieve list defenses``, ``package.module:Class``, a mapping with a name and
             parameters, or a chain: names joined by commas, ``"norm-clipping,krum"``, or a list,
             ``["norm-clipping", {"name": "trimmed-mean", "trim": 3}]``.
@@ -124,11 +130,14 @@ def aggregate(
         raise ParameterError(f"defense must be a name, a mapping with a name, or a list of these, got {defense!r}")
     name, given = spec["name"], {**{k: v for k, v in spec.items() if k != "name"}, **parameters}
     built = registry.build_defense(name, registry.complete("defenses", name, given))
-    seen, view = _seen(built, updates, n_malicious, root, global_params, client_ids, state, round, seed)
-    try:
-        return defend(built, seen, view)[0]
-    except MissingDataError as error:
-        raise _with_hint(error, root) from error
+    x = _tensor("updates", updates)
+    seen, view = _seen(built, x, n_malicious, root, global_params, client_ids, state, round, seed)
+    with _explained(name, root, state):
+        decision = defend(built, seen, view)
+    result = decision.aggregate
+    if not finite(result.update):
+        raise UnusableResultError(f"{name}: {decision.note}")
+    return result if root else replace(result, update=narrowed(result.update, x.dtype))
 
 
 def detect(
@@ -157,6 +166,8 @@ def detect(
     >>> detect(x, "tolpegin").accepted
     tensor([False, False,  True,  True,  True,  True,  True,  True])
     """
+    if not isinstance(detector, str):
+        raise ParameterError(f"detector must be a name, got {detector!r}")
     if "," in detector:
         raise ParameterError(f"detect takes one detector, got the chain {detector!r}; fedsieve.aggregate takes chains")
     built = registry.build("defenses", detector, parameters)
@@ -167,16 +178,19 @@ def detect(
             f"detectors are {', '.join(known)}"
         )
     seen, view = _seen(built, updates, n_malicious, root, global_params, client_ids, state, round, seed)
-    clean, view, finite = screen(built, seen, view)
-    if not finite.any():
-        return Detection(finite, seen.matrix.new_full((len(finite),), torch.nan), state)
-    try:
-        found = built.detect(clean, view)
-    except MissingDataError as error:
-        raise _with_hint(error, root) from error
-    if found.accepted is None and not finite.all():
-        found = replace(found, accepted=finite[finite])
-    return found.scattered(finite, score=torch.nan, reason="not finite")
+    passed = screen(built, seen, view)
+    kept = passed.kept
+    if not kept.any():
+        return Detection(kept, seen.matrix.new_full((len(kept),), torch.nan), state)
+    with _explained(detector, root, state):
+        found = contract.detect(built, passed.updates, passed.view)
+    if found.accepted is None and not kept.all():
+        found = replace(found, accepted=kept[kept])
+    whole = found.scattered(kept, score=torch.nan)
+    if whole.diagnosis is None:
+        return whole
+    reasons = tuple(map(str.__add__, passed.reasons, whole.diagnosis.reasons))  # one of the two is ""
+    return replace(whole, diagnosis=replace(whole.diagnosis, reasons=reasons))
 
 
 def _seen(
@@ -191,27 +205,33 @@ def _seen(
     seed: int,
 ) -> tuple[Updates, ServerView]:
     """The matrix and the rest as a defense sees them, checked."""
-    x = _tensor("updates", updates)
-    if x.dim() != 2 or not x.numel() or x.dtype not in (torch.float32, torch.float64):
-        found = f"{_type(x)} of shape {list(x.shape)}"
-        raise ParameterError(f"updates must be float32 or float64 of shape [n, d], got {found}")
-    x = x if root is None else x.to(root.params)
+    if root is not None and not isinstance(root, RootClient):
+        raise ParameterError(f"root must be made by fedsieve.root_data, got {described(root)}")
+    sizes: dict[str, int] = {}
+    x = floats("updates", _tensor("updates", updates), "n d", sizes)
+    if root is not None:
+        x = x.to(root.params)
+    elif x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
     n, d = x.shape
-    ids = torch.arange(n) if client_ids is None else _tensor("client_ids", client_ids)
-    if ids.shape != (n,) or ids.is_floating_point() or len(torch.unique(ids)) < n:
-        raise ParameterError(f"client_ids must be {n} different integers, one per row of updates, got {client_ids!r}")
-    if n_malicious != int(n_malicious) or not 0 <= n_malicious <= n:
+    ids = torch.arange(n) if client_ids is None else _ids(_tensor("client_ids", client_ids), n)
+    n_malicious, seed = integer("n_malicious", n_malicious), integer("seed", seed)
+    if not 0 <= n_malicious <= n:
         raise ParameterError(f"n_malicious must be an integer in 0 to {n}, the number of updates, got {n_malicious}")
+    number = integer("round", round if round is not None else root.round if root else 0)
+    if number < 0:
+        raise ParameterError(f"round must be at least 0, got {number}")
     if root is not None and root.layout.size != d:
         raise ParameterError(f"updates have {d} coordinates, the model of the root data has {root.layout.size}")
     if root is not None and global_params is not None:
         raise ParameterError("root has the global model already: global_params are for calls without root")
-    params = x.new_zeros(d) if global_params is None else _tensor("global_params", global_params).to(x)
-    if params.shape != (d,):
-        raise ParameterError(f"updates have {d} coordinates, global_params are of shape {list(params.shape)}")
+    params = x.new_zeros(d)
+    if global_params is not None:
+        params = floats("global_params", _tensor("global_params", global_params), "d", sizes).to(x)
+    if not finite(params):
+        raise ParameterError(f"global_params are not all finite in {str(x.dtype).removeprefix('torch.')}")
     if isinstance(defense, Bounded):
         defense.check(n, n_malicious)
-    number = round if round is not None else root.round if root else 0
     view = ServerView(
         round=number,
         n_malicious=n_malicious,
@@ -231,6 +251,8 @@ def _tensor(what: str, value: Any) -> Tensor:
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
             return torch.stack([row.detach() for row in value])
+        if np.ma.is_masked(value):
+            raise ParameterError(f"{what} has masked values; fill them, or leave out their rows")
         array = np.asarray(value)
         # a copy in C order and native byte order, the only layout that torch takes from every array
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
@@ -238,11 +260,29 @@ def _tensor(what: str, value: Any) -> Tensor:
         raise ParameterError(f"{what} are no numbers in rows of equal length: {str(error).splitlines()[0]}") from error
 
 
-def _type(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+def _ids(ids: Tensor, n: int) -> Int[Tensor, " n"]:
+    """Client ids, if they are ``n`` different integers."""
+    integers = ids.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    fits = integers and ids.shape == (n,) and not ids.is_meta
+    different = len(torch.unique(ids)) if fits else 0
+    if different < n:
+        found = described(ids) + (f", {different} different" if fits else "")
+        raise ParameterError(f"client_ids must be {n} different integers, one per row of updates, got {found}")
+    return ids
 
 
-def _with_hint(error: MissingDataError, root: RootClient | None) -> MissingDataError:
-    """The error with what a caller of these functions can do about it."""
-    hint = "" if root else "; pass root=fedsieve.root_data(model, x, y)"
-    return MissingDataError(f"{error}{hint}")
+@contextmanager
+def _explained(name: str, root: RootClient | None, state: Any) -> Iterator[None]:
+    """Errors of a defense, with what a caller of these functions can do about them."""
+    try:
+        yield
+    except MissingDataError as error:
+        hint = "" if root else "; pass root=fedsieve.root_data(model, x, y)"
+        raise MissingDataError(f"{error}{hint}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if state is None:
+            raise
+        raise ParameterError(
+            f"state does not fit: it must be the state of the last result of {name} with the same parameters and "
+            f"coordinates ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error

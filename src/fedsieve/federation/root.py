@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fedsieve.core.defense import Loss, LossName
 from fedsieve.core.layout import Layout
+from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, Trainer
 from fedsieve.models.flat import FlatModel
 from fedsieve.models.losses import LOSSES
@@ -46,15 +48,21 @@ class RootClient:
         """Samples [k, *input_shape] and their classes [k]."""
         return self.samples.x, self.samples.y
 
+    @cached_property
+    def _draws(self) -> int:
+        """The seed of dropout in :meth:`loss` and :meth:`gradient`: all calls of a round draw the same numbers."""
+        return stream(self.trainer.seed, "root dropout", self.round).initial_seed()
+
     def loss(self, flat: Float[Tensor, " d"], /) -> Float[Tensor, ""]:
         """Mean cross-entropy on the root data; BatchNorm normalises with the statistics of the root batch."""
-        return self.trainer.model.loss(flat, *self.data)
+        return self.trainer.model.loss(flat, *self.data, seed=self._draws)
 
     def gradient(
         self, flat: Float[Tensor, " d"], loss: LossName | Loss = "cross-entropy", /
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """A loss on the root data and its gradient; BatchNorm normalises with the statistics of the root batch."""
-        return self.trainer.model.gradient(flat, *self.data, LOSSES[loss] if isinstance(loss, str) else loss)
+        chosen = LOSSES[loss] if isinstance(loss, str) else loss
+        return self.trainer.model.gradient(flat, *self.data, chosen, self._draws)
 
     def update(self) -> Float[Tensor, " d"]:
         """The update of a client that trains on the root data, with the random numbers of client -1."""

@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fedsieve.aggregators.chain import tolerable
-from fedsieve.core.defense import Aggregate, Aggregator, Network, Root, ServerView, Stage, Updates
+from fedsieve.aggregators.mean import Mean
+from fedsieve.core import contract
+from fedsieve.core.defense import Aggregate, Aggregator, Network, Root, ServerView, Updates
+from fedsieve.core.errors import UnusableResultError
 from fedsieve.core.layout import Layout
 from fedsieve.core.seeding import stream
+from fedsieve.federation.screening import NOT_FINITE, Screened, check_updates, screen
+from fedsieve.federation.statistics import combined
 
 
 @dataclass(frozen=True)
@@ -40,42 +44,56 @@ class Decision:
 
     Attributes:
         aggregate: Per client in the order of the updates; a screened client has weight 0 and is not accepted.
-        screened: Clients whose update was not finite, [n]. They never reach the defense.
+        reasons: Why each update was dropped before the defense, n texts; "" for the others.
         applied: Whether the global model was changed.
         note: Why it was not changed, or "".
     """
 
     aggregate: Aggregate
-    screened: Bool[Tensor, " n"]
+    reasons: tuple[str, ...]
     applied: bool
     note: str
 
-
-def screen(stage: Stage, updates: Updates, view: ServerView) -> tuple[Updates, ServerView, Bool[Tensor, " n"]]:
-    """Drop the updates that are not finite, and lower f where the stage's bound does not hold for the others.
-
-    Returns:
-        The finite updates, the view of them, and which of the n updates are finite.
-    """
-    finite = torch.isfinite(updates.matrix).all(dim=1)
-    f = tolerable(stage, int(finite.sum()), view.n_malicious)
-    return updates.select(finite), replace(view, n_malicious=f), finite
+    @property
+    def screened(self) -> Bool[Tensor, " n"]:
+        """Which updates were dropped before the defense, [n]."""
+        return torch.tensor([bool(reason) for reason in self.reasons], dtype=torch.bool)
 
 
-def defend(defense: Aggregator, updates: Updates, view: ServerView) -> tuple[Aggregate, Bool[Tensor, " n"]]:
-    """Screen the updates that are not finite and let ``defense`` aggregate the others.
+def defend(defense: Aggregator, updates: Updates, view: ServerView) -> Decision:
+    """Screen the updates, let ``defense`` aggregate the others, and combine their running statistics.
 
-    f is lowered where the defense's bound does not hold for so few rows: updates of NaN must not end a run.
+    Running statistics of a plain mean are averaged like everything else, since it is the undefended baseline; those of
+    all other defenses by :func:`fedsieve.federation.statistics.combined`.
 
     Returns:
-        The result over all rows, and which rows were screened [n]. If no row is finite: a zero update, no client
-        accepted, the state as it was.
+        The decision over all rows; ``applied`` if the aggregate can be added to a model.
     """
-    clean, view, finite = screen(defense, updates, view)
-    if not finite.any():
-        zero = torch.zeros_like(updates.matrix[0])
-        return Aggregate(zero, zero.new_zeros(len(finite)), finite, state=view.state), ~finite
-    return defense(clean, view).scattered(finite), ~finite
+    seen = screen(defense, updates, view)
+    note = _unusable(seen, len(updates.matrix))
+    if not note:
+        try:
+            result = contract.aggregate(defense, seen.updates, seen.view)
+        except UnusableResultError as error:
+            note = str(error)
+    if note:
+        zero, nobody = updates.matrix.new_zeros(updates.matrix.shape[1]), torch.zeros_like(seen.kept)
+        nothing = Aggregate(zero, zero.new_zeros(len(nobody)), nobody, state=view.state)
+        return Decision(nothing, seen.reasons, False, note)
+    note, p = _reason_to_stay(result), updates.layout.n_parameters
+    if updates.statistics.shape[1] and not isinstance(defense, Mean):
+        statistics = combined(seen.updates.statistics, result)
+        result = replace(result, update=torch.cat([result.update[:p], statistics]))
+    return Decision(result.scattered(seen.kept), seen.reasons, not note, note)
+
+
+def _unusable(seen: Screened, n: int) -> str:
+    """Why no update reaches the defense, or ""."""
+    if not n:
+        return "no client answered"
+    if seen.kept.any():
+        return ""
+    return "no update was finite" if set(seen.reasons) == {NOT_FINITE} else "no update passed the screening"
 
 
 @dataclass(frozen=True)
@@ -109,13 +127,20 @@ class Server:
     def step(self, state: ServerState, updates: Updates) -> tuple[ServerState, Decision]:
         """Run one round.
 
+        One reply counts for each client id: who is a client has to be decided, and authenticated, before.
+
         Args:
             state: The state before the round.
-            updates: What the clients sent.
+            updates: What the clients sent; none is a round in which the model stays as it is.
 
         Returns:
             The state after the round, and the decision.
+
+        Raises:
+            ParameterError: If shape, type, ids or layout of the updates are not the model's.
+            StageError: If a stage of the defense returns something of a wrong type or shape.
         """
+        updates = check_updates(updates, self.layout, state.params)
         view = ServerView(
             round=state.round,
             n_malicious=self.assumed_malicious,
@@ -125,13 +150,14 @@ class Server:
             root=self.root(state.params, state.round) if self.root else None,
             network=self.network,
         )
-        aggregate, screened = defend(self.defense, updates, view)
-        reason = "no update was finite" if screened.all() else _reason_to_stay(aggregate)
-        params, optimizer = (state.params, state.optimizer) if reason else self._moved(state, aggregate.update)
-        if not torch.isfinite(params).all():
-            params, optimizer, reason = state.params, state.optimizer, "the model would overflow"
-        following = ServerState(params, state.round + 1, aggregate.state, optimizer)
-        return following, Decision(aggregate, screened, not reason, reason)
+        decision = defend(self.defense, updates, view)
+        params, optimizer = state.params, state.optimizer
+        if decision.applied:
+            params, optimizer = self._moved(state, decision.aggregate.update)
+            if not torch.isfinite(params).all():
+                params, optimizer = state.params, state.optimizer
+                decision = replace(decision, applied=False, note="the model would overflow")
+        return ServerState(params, state.round + 1, decision.aggregate.state, optimizer), decision
 
     def _moved(
         self, state: ServerState, update: Float[Tensor, " d"]
@@ -139,6 +165,9 @@ class Server:
         """The global model [d] after the update, and the optimizer's tensors by name."""
         n = self.layout.n_parameters
         params = state.params + update
+        for segment in self.layout.segments:
+            if segment.start >= n and segment.name.endswith("running_var"):
+                params[segment.start : segment.stop].clamp_(min=0)  # a negative variance would make outputs NaN
         if self.optimizer is None:
             params[:n] = state.params[:n] + self.learning_rate * update[:n]
             return params, {}

@@ -10,9 +10,10 @@ from fedsieve.config import registry
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.attack import Attack, Backdoor, PoisonView, Task, Triggered, poison
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.escaping import printable
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
-from fedsieve.data.partition import root_indices
+from fedsieve.data.root_rows import DEFAULT_SIZE, root_indices
 from fedsieve.federation.clients import ClientData
 
 
@@ -24,11 +25,12 @@ class Holdings:
         clients: Training data by client id; malicious clients' already poisoned.
         malicious: Ids of the malicious clients, in the attacker's own order: the ground truth.
         clean: Malicious clients' data before it was poisoned, by id.
-        root: The server's root dataset.
-        attacker_root: A sample of all clean data together, of the root dataset's size if there is enough; empty without
-            malicious clients.
+        root: The server's root dataset; empty where there is none.
+        attacker_root: A sample of all clean data together, of the root dataset's size if there is enough, or of its
+            usual size where there is none; empty without malicious clients.
         test: Evaluation data.
         triggered: Samples on which the backdoor's success is measured; None without a backdoor.
+        reading: How the data were read and dealt out, in one line.
     """
 
     clients: dict[int, ClientData]
@@ -38,6 +40,7 @@ class Holdings:
     attacker_root: ClientData
     test: ClientData
     triggered: Triggered | None
+    reading: str = ""
 
 
 def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, device: torch.device) -> Holdings:
@@ -49,9 +52,12 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
         attack: May poison data and may have a backdoor.
         folder: Folder of data files, from which an attack may read samples of its own.
         device: Where to put all data.
+
+    Raises:
+        FedSieveError: If the data can't be distributed as the experiment says.
     """
     root_rows, parts = _rows(e, data)
-    task = Task(data.n_classes, folder, data.encode)
+    task = Task(data.n_classes, folder, data.encode, float(data.x_train.max()))
     malicious = tuple(torch.randperm(e.clients, generator=stream(e.seed, "malicious"))[: e.n_malicious].tolist())
     clients = {
         client: ClientData(data.x_train[rows].to(device), data.y_train[rows].to(device))
@@ -61,7 +67,7 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
     for member, client in enumerate(malicious):
         rows = parts[client]
         view = PoisonView(task, member, stream(e.seed, "poison", client=client))
-        x, y = poison(attack, data.x_train[rows], data.y_train[rows], view)
+        x, y = poison(attack, data.x_train[rows], data.y_train[rows], view, e.attack.name)
         clients[client] = ClientData(x.to(device), y.to(device))
     root = ClientData(data.x_train[root_rows].to(device), data.y_train[root_rows].to(device))
     triggered = attack.triggered(data.x_test, data.y_test, task) if isinstance(attack, Backdoor) else None
@@ -72,17 +78,18 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
         malicious=malicious,
         clean=clean,
         root=root,
-        attacker_root=_sample(list(clean.values()), root, stream(e.seed, "attacker root")),
+        attacker_root=_sample(
+            list(clean.values()), root, len(root_rows) or DEFAULT_SIZE, stream(e.seed, "attacker root")
+        ),
         test=ClientData(data.x_test.to(device), data.y_test.to(device)),
         triggered=triggered,
+        reading=_reading(e, data, len(root_rows), sum(map(len, parts)), triggered),
     )
 
 
 def _rows(e: Experiment, data: Dataset) -> tuple[Tensor, list[Tensor]]:
     """Rows of the training data: those of the root dataset and those of each client, all disjoint."""
-    if e.root.label >= data.n_classes:
-        raise ParameterError(f"root.label is {e.root.label}, the classes are 0 to {data.n_classes - 1}")
-    root = root_indices(data.y_train, data.n_classes, e.root.size, e.root.bias, e.root.label, stream(e.seed, "root"))
+    root = _root_rows(e, data)
     rest = torch.ones(len(data.y_train), dtype=torch.bool)
     rest[root] = False
     rows = rest.nonzero().squeeze(1)
@@ -92,9 +99,53 @@ def _rows(e: Experiment, data: Dataset) -> tuple[Tensor, list[Tensor]]:
     return root, [rows[part] for part in parts]
 
 
-def _sample(parts: list[ClientData], like: ClientData, generator: torch.Generator) -> ClientData:
-    """A sample of ``parts``, pooled, of the size of ``like``, or all of them if there are fewer."""
+def _root_rows(e: Experiment, data: Dataset) -> Tensor:
+    """Rows of the root dataset.
+
+    It is taken whether the defense needs it or not, so that all defenses are compared on the same clients; where the
+    data can't give it and nothing needs it, there is none.
+    """
+    needed = _needs_root(e)
+    if e.root.label >= data.n_classes:
+        raise ParameterError(f"root.label is {e.root.label}, the classes are 0 to {data.n_classes - 1}")
+    if e.root.size == 0:
+        if needed:
+            raise ParameterError(f"root.size is 0, but defense {e.defense.name} needs root data; set it above 0")
+        return torch.zeros(0, dtype=torch.long)
+    given, name = (e.root.size, e.root.bias, e.root.label), data.class_name
+    try:
+        return root_indices(data.y_train, data.n_classes, *given, stream(e.seed, "root"), data.owners, name)
+    except ParameterError as error:
+        if needed or e.root.size is not None:
+            why = f" (defense {e.defense.name} needs root data)" if needed else ""
+            raise ParameterError(f"{error}{why}") from error
+        return torch.zeros(0, dtype=torch.long)
+
+
+def _needs_root(e: Experiment) -> bool:
+    """Whether a stage of the defense needs root data."""
+    stages = [stage.strip() for stage in e.defense.name.split(",")]
+    given = e.defense.parameters
+    of = {stages[0]: given} if len(stages) == 1 else {stage: given.get(stage, {}) for stage in stages}
+    return any("root data" in registry.needs("defenses", stage, parameters) for stage, parameters in of.items())
+
+
+def _reading(e: Experiment, data: Dataset, n_root: int, n_used: int, triggered: Triggered | None) -> str:
+    """:attr:`Dataset.reading`, and how the samples were dealt out."""
+    name, owner = e.partition.name, printable(data.owned_by)
+    clients = f"{e.clients} clients " + (f"by {owner}" if name == "natural" and owner else f"of partition {name}")
+    total, noun = len(data.y_train), "rows" if data.x_train.dim() != 4 else "images"
+    said = [data.reading, clients, f"{n_used + n_root} of {total} training {noun} used", f"{n_root} root samples"]
+    if n_root and not _needs_root(e):
+        said[-1] += f" (not needed by {e.defense.name}: root.size=0 leaves them to the clients)"
+    if triggered is not None:
+        said.append("backdoor to " + ", ".join(map(data.class_name, sorted(set(triggered.wanted.tolist())))))
+    return ", ".join(said)
+
+
+def _sample(parts: list[ClientData], like: ClientData, size: int, generator: torch.Generator) -> ClientData:
+    """A sample of ``size`` of ``parts``, pooled, or all of them if there are fewer; of none, empty as ``like``."""
     x = torch.cat([part.x for part in parts] or [like.x[:0]])
     y = torch.cat([part.y for part in parts] or [like.y[:0]])
-    rows = torch.randperm(len(y), generator=generator)[: len(like.y)].to(y.device)
+    rows = torch.randperm(len(y), generator=generator)[:size].to(y.device)
     return ClientData(x[rows], y[rows])

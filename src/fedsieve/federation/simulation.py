@@ -30,6 +30,7 @@ from fedsieve.federation.recording import round_record
 from fedsieve.federation.root import RootClient, RunnableModel
 from fedsieve.federation.server import Server, ServerState
 from fedsieve.federation.setup import Holdings, distribute
+from fedsieve.federation.trial import batch_sizes, tried
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Simulation:
         # a root model takes as many steps as a client does, however few samples it has for them
         root_settings = settings.as_many_steps([len(c.y) for c in holdings.clients.values()])
         network = RunnableModel(model, data.input_shape)
+        trainer = _tried(Trainer(model, settings, e.seed), root_settings, params, holdings, data.n_classes)
         defense = registry.build_defense(e.defense.name, e.defense.parameters)
         optimizer = e.server.optimizer
         server = Server(
@@ -106,10 +108,11 @@ class Simulation:
             learning_rate=e.server.learning_rate,
             optimizer=optimizers()[optimizer.name] if optimizer else None,
             optimizer_options=optimizer.parameters if optimizer else {},
-            root=partial(RootClient, Trainer(model, root_settings, e.seed), holdings.root, data.n_classes),
+            root=partial(RootClient, replace(trainer, settings=root_settings), holdings.root, data.n_classes)
+            if len(holdings.root.y)
+            else None,
             network=network,
         )
-        trainer = Trainer(model, settings, e.seed)
         # so that the attacker can't predict the batches of the server's root models
         own_seed = stream(e.seed, "attacker seed").initial_seed()
         adversary = Adversary(
@@ -119,7 +122,7 @@ class Simulation:
             poisoned={i: holdings.clients[i] for i in holdings.malicious},
             clean=holdings.clean,
             trainer=trainer,
-            root=(Trainer(model, root_settings, own_seed), holdings.attacker_root, data.n_classes),
+            root=(replace(trainer, settings=root_settings, seed=own_seed), holdings.attacker_root, data.n_classes),
             network=network,
             seed=e.seed,
             sees_benign_updates=e.knowledge == "full",
@@ -199,6 +202,18 @@ class Simulation:
             params = params.clone()
             params[self.trainer.model.normalisation] = state.personal[benign or slice(None)].mean(dim=0)
         return evaluate(self.trainer.model, params, self.holdings.test, self.holdings.triggered)
+
+
+def _tried(
+    trainer: Trainer, root_settings: LocalTraining, params: Tensor, holdings: Holdings, n_classes: int
+) -> Trainer:
+    """The trainer, after one step with every batch size of the clients, the server and the attacker."""
+    roots = [holdings.root, holdings.attacker_root]
+    batches = batch_sizes(trainer, [*holdings.clients.values(), *holdings.clean.values()])
+    batches += batch_sizes(replace(trainer, settings=root_settings), roots)
+    batches += [(len(root.y), root) for root in roots]  # a defense may take the gradient on all of it
+    shown = [holdings.test.x, *([] if holdings.triggered is None else [holdings.triggered.x])]
+    return tried(trainer, params, batches, shown, n_classes)
 
 
 class _Clock:

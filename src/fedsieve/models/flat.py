@@ -1,17 +1,24 @@
 """Any ``nn.Module`` as functions of one flat vector.
 
-BatchNorm: running means and variances are part of the vector, after all parameters, so they are part of a client's
-update and a defense sees them; the integer counter ``num_batches_tracked`` is not. Training normalises with the
-statistics of the batch and updates the running ones. :meth:`FlatModel.gradient` normalises in the same way, but leaves
-the running statistics unchanged; their gradient is 0. Evaluation normalises with the running statistics. So does
-training in a layer that gets a single value per channel (one sample, one pixel), which has no variance.
+The vector holds the parameters that train and, behind them, the running statistics of normalisation layers (BatchNorm,
+SyncBatchNorm, InstanceNorm), so these are part of a client's update and a defense sees them. Everything else stays as
+it was built, at the server and at every client: frozen parameters, buffers of any type (masks, indices, counters), the
+running statistics of layers that don't train (:mod:`fedsieve.models.normalisation`).
+
+Training normalises with the statistics of the batch and updates the running ones. :meth:`FlatModel.gradient`
+normalises in the same way, but leaves the running statistics unchanged; their gradient is 0. Evaluation normalises with
+the running statistics. So does training in a layer that gets a single value per channel (one sample, one pixel), which
+has no variance.
+
+Outputs follow from the vector, the samples and a seed: what a forward pass writes to a buffer or to an attribute is
+undone after it, and random numbers (torch's, numpy's and Python's) start from the seed.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,20 +27,13 @@ from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedsieve.core.defense import Loss
-from fedsieve.core.errors import ParameterError
+from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.layout import Layout
+from fedsieve.models.forward import complete, copied, logits_of, reason, seeded, tensors_of, unfit, untouched
 from fedsieve.models.losses import LOSSES
+from fedsieve.models.normalisation import NORMS, prepare
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def _without_variance(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Before a BatchNorm layer runs: evaluation mode for a single value per channel, with which torch can't train.
-
-    :meth:`FlatModel.training_loss` sets all layers to training mode again.
-    """
-    if layer.training and inputs[0].numel() == inputs[0].shape[1]:
-        layer.eval()
+T = TypeVar("T")
 
 
 def build_module(
@@ -43,8 +43,9 @@ def build_module(
     generator: torch.Generator,
     parameters: Mapping[str, Any],
     vocabulary: tuple[str, ...] = (),
+    samples: Tensor | None = None,
 ) -> nn.Module:
-    """A module with initial weights drawn from ``generator``; torch's global generator is left unchanged.
+    """A module with initial weights drawn from ``generator``; global generators are left unchanged.
 
     Args:
         factory: Called with those of ``input_shape``, ``n_classes`` and ``vocabulary`` that are arguments of it, and
@@ -54,12 +55,13 @@ def build_module(
         generator: Seeds the initialisation.
         parameters: The model's own parameters.
         vocabulary: Words by token id, for text.
+        samples: Given to a module that makes parameters only when it sees samples (lazy layers), [k, *input_shape].
     """
     offered = {"input_shape": input_shape, "n_classes": n_classes, "vocabulary": vocabulary}
     wanted = {k: v for k, v in offered.items() if k in inspect.signature(factory).parameters}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        return factory(**wanted, **parameters)
+    with seeded(int(torch.randint(2**31, (), generator=generator)), torch.device("cpu")):
+        module = factory(**wanted, **parameters)
+        return module if samples is None else complete(module, samples)
 
 
 @dataclass(frozen=True)
@@ -69,59 +71,61 @@ class FlatModel:
     Attributes:
         module: Gives the structure; its own tensors are neither read nor written.
         layout: Where each tensor lies in the vector.
+        constants: Tensors by name that are not in the vector: frozen parameters and buffers, as they were built.
+        name: Of the model, for error messages.
     """
 
     module: nn.Module
     layout: Layout
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = "the model"
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, module: nn.Module) -> tuple["FlatModel", Float[Tensor, " d"]]:
+    def of(cls, module: nn.Module, name: str = "the model") -> tuple["FlatModel", Float[Tensor, " d"]]:
         """The architecture of ``module``, and its weights as a vector.
 
         Raises:
-            ParameterError: If it has a buffer that is neither a floating-point tensor nor BatchNorm's counter,
-                or none of its parameters is trainable.
+            ParameterError: If none of its parameters is trainable, one has no shape yet (lazy layers), or those that
+                train are not all float32 or all float64.
         """
-        module = copy.deepcopy(module)
-        for layer in module.modules():
-            if isinstance(layer, _NORMS):
-                if layer.momentum is None:
-                    raise ParameterError("BatchNorm with momentum=None averages over a count; give it a momentum")
-                layer.num_batches_tracked = None
-                layer.register_forward_pre_hook(_without_variance)
-        parameters = {k: p.detach() for k, p in module.named_parameters() if p.requires_grad}
-        frozen = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
-        buffers = dict(module.named_buffers())
-        wrong = [k for k, b in buffers.items() if not b.is_floating_point()]
-        if wrong or not parameters:
-            reason = f"buffer {wrong[0]} is not floating-point" if wrong else "it has no trainable parameter"
-            raise ParameterError(f"{type(module).__name__} can't be a federated model: {reason}")
-        layout = Layout.of(parameters, frozen | buffers)
-        return cls(module, layout), layout.flatten(parameters | frozen | buffers)
+        module = copied(module)
+        trained = prepare(module)
+        parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
+        vector = parameters | {k: b for k, b in module.named_buffers() if k in trained}
+        why = unfit(module, vector)
+        if why:
+            raise ParameterError(f"{type(module).__name__} can't be a federated model: {why}")
+        vector = {k: t.detach() for k, t in vector.items()}
+        layout = Layout.of(
+            {k: t for k, t in vector.items() if k in parameters}, {k: t for k, t in vector.items() if k in trained}
+        )
+        constants = {k: t.detach() for k, t in tensors_of(module).items() if k not in vector}
+        return cls(module, layout, constants, name), layout.flatten(vector)
 
-    @property
+    @cached_property
     def is_random(self) -> bool:
-        """Whether training draws random numbers (dropout)."""
+        """Whether it has layers that draw random numbers in training (dropout)."""
         return any(
             isinstance(layer, _DropoutNd | nn.RReLU)
             or (isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0)
             for layer in self.module.modules()
         )
 
-    @property
+    @cached_property
     def convolves(self) -> bool:
         """Whether it has two-dimensional convolutions, which are faster on a CPU with channels last."""
         return any(isinstance(layer, nn.Conv2d) for layer in self.module.modules())
 
-    @property
+    @cached_property
     def recurrent(self) -> bool:
         """Whether it has recurrent layers, which ``torch.func.vmap`` can't run with several clients' weights."""
         return any(isinstance(layer, nn.RNNBase) for layer in self.module.modules())
 
     @property
     def normalisation(self) -> Int[Tensor, " k"]:
-        """Coordinates of the BatchNorm layers: their parameters, then their running statistics."""
-        layers = tuple(f"{name}." for name, layer in self.module.named_modules() if isinstance(layer, _NORMS))
+        """Coordinates of the normalisation layers that can have running statistics: their parameters, then these."""
+        layers = tuple(f"{name}." for name, layer in self.module.named_modules() if isinstance(layer, NORMS))
         parts = [torch.arange(s.start, s.stop) for s in self.layout.segments if s.name.startswith(layers)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
@@ -131,10 +135,17 @@ class FlatModel:
         Args:
             flat: The model, [d].
             x: Samples [k, *input_shape].
+
+        Raises:
+            ParameterError: If the module fails on them.
         """
-        self.module.eval()
+
+        def work() -> Tensor:
+            self.module.eval()
+            return self._forward(self.tensors(flat), self.arrange(x))[0]
+
         with torch.no_grad():
-            return functional_call(self.module, self.tensors(flat), (self.arrange(x),))  # type: ignore[no-any-return]
+            return self._run(work, x, 0, "take")
 
     def training_loss(
         self,
@@ -144,51 +155,115 @@ class FlatModel:
         y: Int[Tensor, " k"],
         loss: Loss = LOSSES["cross-entropy"],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A loss in training mode, and the running statistics after this batch.
+        """A loss in training mode, and the running statistics after this batch. Seeds nothing.
 
         Args:
             parameters: Parameters by name.
-            statistics: All other tensors of the model by name; unchanged.
+            statistics: Running statistics by name; unchanged.
             x: Samples [k, *input_shape].
             y: Classes [k].
             loss: Function of logits [k, c] and classes [k]; mean cross-entropy by default.
         """
         self.module.train()
         moved = {name: tensor.clone() for name, tensor in statistics.items()}  # written in place by the module
-        output = functional_call(self.module, {**parameters, **moved}, (x,))
-        return loss(output, y), moved
+        output, after = self._forward({**parameters, **moved}, x)
+        return loss(output, y), {name: after[name].detach() for name in moved}
 
     def gradient_and_statistics(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
+        self,
+        flat: Float[Tensor, " d"],
+        x: Tensor,
+        y: Int[Tensor, " k"],
+        loss: Loss = LOSSES["cross-entropy"],
+        seed: int = 0,
     ) -> tuple[Float[Tensor, " p"], Float[Tensor, " r"]]:
         """Gradient of the training loss, and the running statistics after this batch."""
-        _, gradient, statistics = self._backward(flat, x, y, loss)
+        _, gradient, statistics = self._backward(flat, x, y, loss, seed)
         return gradient, torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
 
     def gradient(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
+        self,
+        flat: Float[Tensor, " d"],
+        x: Tensor,
+        y: Int[Tensor, " k"],
+        loss: Loss = LOSSES["cross-entropy"],
+        seed: int = 0,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """Training loss and its gradient with respect to ``flat``, which is 0 at the running statistics."""
-        value, gradient, _ = self._backward(flat, x, y, loss)
+        value, gradient, _ = self._backward(flat, x, y, loss, seed)
         return value, torch.cat([gradient, flat.new_zeros(len(flat) - len(gradient))])
 
-    def loss(self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    def loss(self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], seed: int = 0) -> Float[Tensor, ""]:
         """Training loss (mean cross-entropy), without gradient."""
-        with torch.no_grad():
+
+        def work() -> Tensor:
             return self.training_loss(*self.split(self.tensors(flat)), self.arrange(x), y)[0]
 
+        with torch.no_grad():
+            return self._run(work, x, seed, "train on")
+
     def _backward(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = LOSSES["cross-entropy"]
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss, seed: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"], dict[str, Tensor]]:
-        parameters, statistics = self.split(self.tensors(flat))
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        with torch.enable_grad():
+        def work() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            parameters, statistics = self.split(self.tensors(flat))
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
             value, moved = self.training_loss(leaves, statistics, self.arrange(x), y, loss)
             gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-        return value.detach(), torch.cat([g.reshape(-1) for g in gradients]), moved
+            dense = [g.to_dense() if g.is_sparse else g for g in gradients]
+            return value.detach(), torch.cat([g.reshape(-1) for g in dense]), moved
+
+        with torch.enable_grad():
+            return self._run(work, x, seed, "train on")
+
+    def _run(self, work: Callable[[], T], x: Tensor, seed: int, what: str) -> T:
+        """The result of ``work``, with generators that start from ``seed``; errors of the module in one line."""
+        try:
+            with seeded(seed, x.device):
+                return work()
+        except (FedSieveError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self._channels_last and "view size is not compatible" in str(error):
+                self._made["plain memory"] = True  # a module that calls view needs the order of axes that it knows
+                return self._run(work, x, seed, what)
+            raise ParameterError(
+                f"{self.name} can't {what} samples of shape {list(x.shape[1:])}: {reason(error)}; batch of {len(x)}"
+            ) from error
+
+    def _forward(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits [k, c] of the module as it is set (training or evaluation), and all its tensors after the call."""
+        frozen, buffers = self.constants_on(x.device)
+        given = {**tensors, **frozen, **{name: buffer.clone() for name, buffer in buffers.items()}}
+        versions = {name: tensor._version for name, tensor in frozen.items()}
+        with untouched(self.module):
+            output = functional_call(self.module, given, (x,))
+        for name, version in versions.items():
+            if frozen[name]._version != version:
+                raise ParameterError(f"{self.name} writes to {name}, which is frozen; make it a buffer or let it train")
+        logits = logits_of(output, next(iter(tensors.values())).dtype)
+        if logits.dim() != 2 or len(logits) != len(x):
+            raise ParameterError(
+                f"{self.name} gives outputs of shape {list(logits.shape)} for {len(x)} samples of shape "
+                f"{list(x.shape[1:])}; [{len(x)}, classes] was expected, a logit for each class"
+            )
+        return logits, given
+
+    def constants_on(self, device: torch.device) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Frozen parameters on ``device``, and buffers, of which a forward pass gets copies since it may write to them.
+
+        Call it once before ``torch.func`` transforms :meth:`training_loss`: what is made within does not outlast it.
+        """
+        key = device, self._channels_last
+        if key not in self._made:
+            names = {name for name, _ in self.module.named_parameters()}
+            here = {name: tensor.to(device) for name, tensor in self.constants.items()}
+            frozen = {name: self.arrange(tensor) for name, tensor in here.items() if name in names}
+            self._made[key] = frozen, {name: tensor for name, tensor in here.items() if name not in names}
+        return self._made[key]  # type: ignore[no-any-return]
 
     def split(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The parameters and the other tensors (running statistics, frozen weights) of an unflattened vector."""
+        """The parameters and the running statistics of an unflattened vector."""
         n = self.layout.n_parameters
         names = {s.name for s in self.layout.segments if s.start < n}
         return {k: t for k, t in tensors.items() if k in names}, {k: t for k, t in tensors.items() if k not in names}
@@ -196,13 +271,17 @@ class FlatModel:
     def tensors(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
         """:meth:`Layout.unflatten`; of a single vector, convolution weights are rearranged by :meth:`arrange`."""
         tensors = self.layout.unflatten(flat)
-        if flat.dim() == 1 and self.convolves:
+        if flat.dim() == 1 and self._channels_last:
             return {name: self.arrange(tensor) for name, tensor in tensors.items()}
         return tensors
 
+    @property
+    def _channels_last(self) -> bool:
+        return self.convolves and "plain memory" not in self._made
+
     def arrange(self, x: Tensor) -> Tensor:
         """``x`` in channels-last memory if it is four-dimensional and on a CPU: convolutions run twice as fast."""
-        if x.dim() != 4 or x.device.type != "cpu" or not self.convolves:
+        if x.dim() != 4 or x.device.type != "cpu" or not self._channels_last:
             return x
         # with one channel both orders are the same in memory, and torch would keep the strides of the other one
         _, c, h, w = x.shape

@@ -8,21 +8,27 @@ and the attack does not.
 Variant: m <- beta m + (1 - beta) update, which the robust aggregator behind it sees. A client starts from its first
 update, as in the paper, so that the updates of new clients are as long as the others'.
 Departs: the paper's clients each keep their own momentum; here the server does, from the updates it received. A client
-that is not in the round keeps its momentum as it was. Running statistics pass unchanged.
+that is not in the round keeps its momentum as it was, for ``forget_after`` rounds; those away longest lose it earlier
+where the server would otherwise keep more than 20 vectors for each client of its largest round. A client that was
+forgotten starts again from its update. Running statistics pass unchanged.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedsieve.core.defense import PreAggregated, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
 
+_MOST = 20  # vectors kept for each client of the largest round
 
+
+@direct("momentum")
 def momentum(
     x: Float[Tensor, "n d"], past: Float[Tensor, "n d"] | None = None, beta: float = 0.9
 ) -> Float[Tensor, "n d"]:
@@ -45,7 +51,12 @@ def momentum(
             [8.]])
     """
     check_beta(beta)
-    return x if past is None else beta * past + (1 - beta) * x
+    return x.clone() if past is None else blended(x, past, beta)
+
+
+def blended(x: Float[Tensor, "n d"], past: Float[Tensor, "n d"], beta: float) -> Float[Tensor, "n d"]:
+    """``beta past + (1 - beta) x``."""
+    return beta * past + (1 - beta) * x
 
 
 def averaged(
@@ -74,8 +85,24 @@ def averaged(
     same = ids[:, None] == past_ids[None, :]
     rows, places = same.nonzero(as_tuple=True)
     result = x.clone()
-    result[rows] = momentum(x[rows], past[places], beta)
+    result[rows] = blended(x[rows], past[places], beta)
     return result
+
+
+def remembered(absent: Int[Tensor, " k"], forget_after: int, most: int) -> Bool[Tensor, " k"]:
+    """Which clients are still remembered: away for fewer than ``forget_after`` rounds, and of these the last seen.
+
+    Args:
+        absent: Rounds since each client was last seen, by ascending id, [k]; of two alike, the higher id stays.
+        forget_after: Rounds after which a client is forgotten.
+        most: Most clients that are remembered.
+
+    >>> remembered(torch.tensor([7, 0, 3, 2, 0]), forget_after=5, most=3)
+    tensor([False,  True, False,  True,  True])
+    """
+    stay = absent < forget_after
+    stay[absent.argsort(descending=True, stable=True)[: max(0, len(absent) - most)]] = False
+    return stay
 
 
 def check_beta(beta: float) -> None:
@@ -90,26 +117,36 @@ class Momentum:
 
     Attributes:
         beta: Weight of the past; in [0, 1).
+        forget_after: Rounds after which a client that does not come back is forgotten; at least 1.
     """
 
     beta: float = 0.9
+    forget_after: int = 100
     traits: ClassVar[Traits] = Traits(
         summary="Averages each client's updates over rounds, for the robust aggregator that follows",
         paper="Karimireddy et al., Learning from History, ICML 2021",
         needs=("state",),
         breaks_at="one malicious client, unless a robust aggregator follows",
-        cost="O(nd), memory O(kd) for the k clients seen so far",
+        cost="O(nd), memory O(kd) for the k clients of the last 100 rounds, at most 20 nd",
     )
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
+        if self.forget_after < 1:
+            raise ParameterError(f"momentum: forget_after must be at least 1, got {self.forget_after}")
 
     def preaggregate(self, updates: Updates, view: ServerView, /) -> PreAggregated:
         """See :class:`fedsieve.core.defense.PreAggregator`."""
         x, ids = updates.parameters, updates.client_ids
-        past = view.state or {"ids": ids[:0], "momentum": x[:0]}
-        now = averaged(x, ids, past["momentum"], past["ids"], self.beta)
-        absent = ~torch.isin(past["ids"], ids)
-        known, order = torch.cat([past["ids"][absent], ids]).sort()
-        state = {"ids": known, "momentum": torch.cat([past["momentum"][absent], now])[order]}
+        past = view.state or {"ids": ids[:0], "momentum": x[:0], "absent": ids[:0], "most": 0}
+        now, most = averaged(x, ids, past["momentum"], past["ids"], self.beta), max(past["most"], _MOST * len(x))
+        away = ~torch.isin(past["ids"], ids)
+        away[away.clone()] = remembered(past["absent"][away] + 1, self.forget_after, most - len(x))
+        known, order = torch.cat([past["ids"][away], ids]).sort()
+        state = {
+            "ids": known,
+            "momentum": torch.cat([past["momentum"][away], now])[order],
+            "absent": torch.cat([past["absent"][away] + 1, torch.zeros_like(ids)])[order],
+            "most": most,
+        }
         return PreAggregated(updates.with_matrix(torch.cat([now, updates.statistics], dim=1)), state)

@@ -4,21 +4,24 @@ Sun, Kairouz, Suresh, McMahan. Can You Really Backdoor Federated Learning? 2019;
 
 Variant: a pre-aggregator; without an aggregator behind it, the mean follows, as in the paper.
 Departs: without ``max_norm``, the bound is the median length of the round's updates, so that it follows the training;
-the paper's is fixed. Length is that of the parameters; running statistics are clipped as a vector of their own, to its
-median length.
+the paper's is fixed.
+Running statistics pass unchanged.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedsieve.core.defense import PreAggregated, ServerView, Updates
+from fedsieve.core.direct import direct
 from fedsieve.core.linalg import check_max_norm, clip_updates
 from fedsieve.core.traits import Traits
 
 
+@direct("norm-clipping")
 def norm_clipping(x: Float[Tensor, "n d"], max_norm: float | None = None) -> Float[Tensor, "n d"]:
     """The updates, each longer than the bound scaled down to its length; Sun et al. 2019.
 
@@ -39,7 +42,7 @@ def norm_clipping(x: Float[Tensor, "n d"], max_norm: float | None = None) -> Flo
             [-1.2000,  1.6000]])
     """
     check_max_norm("norm-clipping", max_norm)
-    return clip_updates(x, x.shape[1], max_norm)[0]
+    return clip_updates(x, max_norm)[0]
 
 
 @dataclass(frozen=True)
@@ -63,5 +66,5 @@ class NormClipping:
 
     def preaggregate(self, updates: Updates, view: ServerView, /) -> PreAggregated:
         """See :class:`fedsieve.core.defense.PreAggregator`."""
-        clipped, _ = clip_updates(updates.matrix, updates.layout.n_parameters, self.max_norm)
-        return PreAggregated(updates.with_matrix(clipped))
+        clipped, _ = clip_updates(updates.parameters, self.max_norm)
+        return PreAggregated(updates.with_matrix(torch.cat([clipped, updates.statistics], dim=1)))

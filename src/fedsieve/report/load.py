@@ -1,23 +1,24 @@
-"""Reads run directories, finished, unfinished, failed or broken; problems are listed, not raised."""
+"""Reads run directories, finished, unfinished, failed or broken; problems are listed, not raised.
 
-import math
+A run directory may be a stranger's: nothing that its files name is imported, and no record stays in memory.
+"""
+
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fedsieve.config.experiment import Experiment
-from fedsieve.config.registry import complete
-from fedsieve.config.registry import load as load_class
-from fedsieve.config.settings import Component
 from fedsieve.core.errors import FedSieveError, ParameterError
-from fedsieve.core.metrics import summarize
-from fedsieve.core.records import RoundRecord
-from fedsieve.runs.directory import RunDirectory
+from fedsieve.core.escaping import printable
+from fedsieve.report.digest import Digest
+from fedsieve.report.escaping import shortened
+from fedsieve.report.settings import component, setting
+from fedsieve.report.stored import Rounds, Stored, digest
 
-_NUMBERS = ("test_accuracy", "test_loss", "attack_success_rate", "attack_success_rate_all")
-_RATES = ("false_positive_rate", "false_negative_rate")
+_LINE = 400  # characters of a problem that are shown
+_TAIL = 1 << 16  # bytes of an error message that are read
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,43 @@ class Run:
     Attributes:
         path: The directory.
         experiment: Its settings; None if they can't be read.
-        records: The rounds played so far; numbers that are not finite are replaced by None.
+        records: The rounds played so far, which are read from the disk whenever they are looped over.
         problems: What is wrong with it, one line each; empty for a finished run without errors.
     """
 
     path: Path
     experiment: Experiment | None
-    records: tuple[RoundRecord, ...]
+    records: Rounds
     problems: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> Digest:
+        """Summary and curves."""
+        return digest(self.records)
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds have been played."""
-        return self.experiment is not None and len(self.records) == self.experiment.rounds
+        """Whether all rounds have been played, and none of their records is damaged."""
+        damaged = isinstance(self.records, Stored) and self.records.damaged
+        return self.experiment is not None and self.digest.rounds == self.experiment.rounds and not damaged
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """:func:`fedsieve.core.metrics.summarize` of the records."""
+        return self.digest.summary
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
-        """:func:`fedsieve.core.metrics.summarize` of the records."""
-        return summarize(self.records)
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its numbers has to know: rounds that changed nothing, updates that were screened."""
+        s, rounds = self.summary, self.digest.rounds
+        said = []
+        if s["rounds_not_applied"]:
+            why = reasons(s["not_applied_reasons"])
+            said.append(f"model unchanged in {s['rounds_not_applied']} of {rounds} rounds: {why}")
+        if s["updates_screened"]:
+            why = reasons(s["screened_reasons"])
+            said.append(f"{s['updates_screened']} updates screened in {rounds} rounds: {why}")
+        return tuple(shortened(line, _LINE) for line in said)
 
     @cached_property
     def attack(self) -> str:
@@ -64,18 +84,30 @@ class Run:
         return {} if self.experiment is None else setting(self.experiment)
 
 
+def reasons(counts: Mapping[str, int]) -> str:
+    """Reasons, each with its number.
+
+    >>> reasons({"not finite": 3, "too long": 1})
+    'not finite (3), too long (1)'
+    """
+    return ", ".join(f"{reason} ({count})" for reason, count in counts.items())
+
+
 def load(paths: Sequence[Path]) -> list[Run]:
     """The runs in these directories, each a run directory, its records file, or a folder of run directories.
 
     Raises:
-        ParameterError: If there is none.
+        ParameterError: If there is none, or a path can't be read.
     """
-    found = sorted({folder for path in paths for folder in _folders(path)})
+    try:
+        found = sorted({folder for path in paths for folder in _folders(path)})
+    except OSError as error:
+        raise ParameterError(f"can't look for runs: {printable(str(error))}") from error
     if not found:
         raise ParameterError(
-            f"no run in {', '.join(map(str, paths))}: a run directory holds experiment.yaml or records.jsonl"
+            f"no run in {printable(', '.join(map(str, paths)))}: a run directory holds experiment.yaml or records.jsonl"
         )
-    return [_read(folder) for folder in found]
+    return [read(folder) for folder in found]
 
 
 def _folders(path: Path) -> Iterator[Path]:
@@ -89,79 +121,31 @@ def _folders(path: Path) -> Iterator[Path]:
         yield from (file.parent for file in path.glob(f"*/{name}"))
 
 
-def _read(folder: Path) -> Run:
+def read(folder: Path) -> Run:
+    """The run in one directory."""
     problems: list[str] = []
     experiment: Experiment | None = None
-    records: tuple[RoundRecord, ...] = ()
-    if (folder / "error.txt").exists():
-        text = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
-        problems.append(f"failed: {text.splitlines()[-1] if text else 'no message'}")
+    settings = folder / "experiment.yaml"
+    if (folder / "error.txt").is_file():
+        problems.append(f"failed: {_last_line(folder / 'error.txt')}")
     try:
-        experiment = Experiment.read(folder / "experiment.yaml")
+        experiment = Experiment.recorded(settings)
     except FedSieveError as error:
-        problems.append(f"settings: {error}")
+        problems.append(f"settings: {str(error).removeprefix(f'{settings}: ')}")
+    records = Stored(folder, experiment)
+    played = records.digest.rounds
+    if experiment and not problems and not records.problems and played < experiment.rounds:
+        problems.append(f"unfinished: {played} of {experiment.rounds} rounds")
+    problems += records.problems
+    return Run(folder, experiment, records, tuple(shortened(line, _LINE) for line in problems))
+
+
+def _last_line(path: Path) -> str:
+    """The last line of a text file, or why it can't be read."""
     try:
-        records = tuple(RunDirectory(folder).records())
-    except (FedSieveError, OSError, UnicodeDecodeError) as error:
-        problems.append(f"records: {error}")
-    whole = tuple(_finite(record) for record in records)
-    bad = sum(a != b for a, b in zip(records, whole, strict=True))
-    if bad:
-        problems.append(f"{bad} of {len(records)} rounds have numbers that are not finite; these are left out")
-    if experiment and not problems and len(records) < experiment.rounds:
-        problems.append(f"unfinished: {len(records)} of {experiment.rounds} rounds")
-    elif experiment and len(records) > experiment.rounds:
-        problems.append(f"{len(records)} rounds, more than the {experiment.rounds} of the settings")
-    return Run(folder, experiment, whole, tuple(problems))
-
-
-def _finite(record: RoundRecord) -> RoundRecord:
-    wrong = {
-        name: None
-        for name in (*_NUMBERS, *_RATES)
-        if (value := getattr(record, name)) is not None and not math.isfinite(value)
-    }
-    return replace(record, **wrong) if wrong else record  # type: ignore[arg-type]
-
-
-# --- Settings as text -------------------------------------------------------------------------------------
-
-
-def component(kind: str, value: Component, dataset: str = "") -> str:
-    """A component's name, and its parameters that differ from the defaults for this dataset."""
-    given = getattr(load_class("datasets", dataset), "defaults", {}) if dataset else {}
-    default = complete(f"{kind}s", value.name, {}, given.get(f"{kind}_parameters"))
-    differing = {k: v for k, v in value.parameters.items() if k not in default or v != default[k]}
-    said = ", ".join(f"{k}={v}" for k, v in differing.items())
-    return f"{value.name} ({said})" if said else value.name
-
-
-def setting(experiment: Experiment) -> dict[str, str]:
-    """All settings but attack, defense and seed, as text; of the last three sections, what is not the default."""
-    e = experiment
-    found = {
-        "dataset": component("dataset", e.dataset),
-        "model": component("model", e.model),
-        "partition": component("partition", e.partition),
-        "clients": str(e.clients),
-        "malicious": str(e.malicious),
-        "rounds": str(e.rounds),
-        "knowledge": e.knowledge,
-        "clients per round": str(e.clients_per_round),
-    }
-    for section in ("local", "server", "root"):
-        default = type(getattr(e, section))()
-        values, defaults = getattr(e, section).model_dump(), default.model_dump()
-        found |= {f"{section} {k}": str(v) for k, v in values.items() if v != defaults[k]}
-    return found
-
-
-def title(found: Mapping[str, str], keys: Sequence[str]) -> str:
-    """The values of these keys in one line."""
-    return ", ".join(found[key] if key == "dataset" else f"{key} {found.get(key, 'default')}" for key in keys)
-
-
-def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys whose values differ between settings; the dataset always."""
-    keys = dict.fromkeys(key for found in settings for key in found)
-    return [key for key in keys if key == "dataset" or len({found.get(key, "default") for found in settings}) > 1]
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            text = file.read(_TAIL).decode("utf-8", errors="replace").strip()
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    return text.splitlines()[-1] if text else "no message"

@@ -1,16 +1,20 @@
 """Attack x defense tables: mean and standard deviation over seeds, worst case over attacks, best of each column."""
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from rich.markup import escape
 from rich.table import Table
 
-from fedsieve.report.load import Run, differing, title
+from fedsieve.core.escaping import printable
+from fedsieve.report import escaping
+from fedsieve.report.load import Run
+from fedsieve.report.settings import differing, title
 from fedsieve.report.text import DASH, markdown_table, number, terminal_table
+from fedsieve.runs import files
 
 # By key of a run's summary: heading, and whether more is better.
 MEASURES = {
@@ -32,6 +36,7 @@ class Cell:
         finished: Number of finished runs.
         runs: Number of runs, finished or not.
         problem: What is wrong with an unfinished one, or "".
+        note: What a reader of the finished ones' numbers has to know, or "".
     """
 
     mean: float | None
@@ -39,12 +44,13 @@ class Cell:
     finished: int
     runs: int
     problem: str
+    note: str
 
-    def text(self, plus_minus: str = "±") -> str:
+    def text(self) -> str:
         """In per cent, or why there is no number."""
         if self.mean is None:
             return self.problem.partition(":")[0] if self.problem else DASH
-        spread = f" {plus_minus} {number(self.deviation)}" if self.deviation is not None else ""
+        spread = f" ± {number(self.deviation)}" if self.deviation is not None else ""
         missing = f" [{self.finished} of {self.runs}]" if self.finished < self.runs else ""
         return f"{number(self.mean)}{spread}{missing}"
 
@@ -119,8 +125,9 @@ def _cell(runs: Sequence[Run], measure: str) -> Cell:
     values = [v for run in runs if run.finished and (v := run.summary[measure]) is not None]
     done = sum(run.finished for run in runs)
     problem = next((run.problems[0] for run in runs if not run.finished and run.problems), "")
+    note = "; ".join(dict.fromkeys(note for run in runs for note in run.notes))
     deviation = stdev(values) if len(values) > 1 else None
-    return Cell(mean(values) if values else None, deviation, done, len(runs), problem)
+    return Cell(mean(values) if values else None, deviation, done, len(runs), problem, note)
 
 
 def _best(values: dict[str, float], more: bool) -> frozenset[str]:
@@ -131,34 +138,41 @@ def _best(values: dict[str, float], more: bool) -> frozenset[str]:
     return frozenset(d for d, value in values.items() if round(value, 3) == top)
 
 
-def _lines(grid: Grid, strong: tuple[str, str], plus_minus: str = "±") -> list[list[str]]:
-    """Lines of fields, the head first; the best of each column between the two marks in ``strong``."""
+def _lines(grid: Grid) -> list[list[tuple[str, bool]]]:
+    """Lines of fields, the head first; each with whether it is the best of its column."""
     worst = [WORST] if grid.worst else []
-    lines = [["", *grid.attacks, *worst]]
+    lines = [[(name, False) for name in ("", *grid.attacks, *worst)]]
     for defense in grid.defenses:
-        fields = [defense]
+        fields = [(defense, False)]
         for attack in grid.attacks:
             cell = grid.cells.get((defense, attack))
-            text = "not run" if cell is None else cell.text(plus_minus)
-            fields.append(f"{strong[0]}{text}{strong[1]}" if defense in grid.best[attack] else text)
+            fields.append(("not run" if cell is None else cell.text(), defense in grid.best[attack]))
         if worst:
-            text = number(grid.worst.get(defense))
-            fields.append(f"{strong[0]}{text}{strong[1]}" if defense in grid.best[WORST] else text)
+            fields.append((number(grid.worst.get(defense)), defense in grid.best[WORST]))
         lines.append(fields)
     return lines
+
+
+def _marked(grid: Grid, escaped: Callable[[str], str], before: str, after: str) -> list[list[str]]:
+    """:func:`_lines` escaped, the best fields between two marks."""
+
+    def field(text: str, best: bool) -> str:
+        return f"{before}{escaped(text)}{after}" if best else escaped(text)
+
+    return [[field(*each) for each in line] for line in _lines(grid)]
 
 
 def markdown(found: Sequence[Grid], runs: Sequence[Run]) -> str:
     """All tables as Markdown, and the problems of the runs."""
     parts, last = [], None
     for grid in found:
-        parts += [f"## {grid.title}"] if grid.title != last else []
+        parts += [f"## {escaping.markdown(grid.title)}"] if grid.title != last else []
         last = grid.title
-        table = markdown_table(_lines(grid, ("**", "**")))
+        table = markdown_table(_marked(grid, escaping.markdown, "**", "**"))
         parts.append(f"{grid.heading}. The best of each column is bold.\n\n{table}")
     wrong = problems(runs)
     if wrong:
-        parts.append("## Runs with problems\n\n" + "\n".join(f"- {line}" for line in wrong))
+        parts.append("## Runs with problems\n\n" + "\n".join(f"- {escaping.markdown(line)}" for line in wrong))
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,14 +180,14 @@ def latex(found: Sequence[Grid]) -> str:
     """All tables as LaTeX; the document that includes them needs the package booktabs."""
     parts = []
     for grid in found:
-        lines = _lines(grid, (r"\textbf{", "}"), r"$\pm$")
-        rows = [" & ".join(_escaped(field) for field in line) + r" \\" for line in lines]
+        lines = _marked(grid, escaping.latex, r"\textbf{", "}")
+        rows = [" & ".join(line) + r" \\" for line in lines]
         columns = "l" + "r" * (len(lines[0]) - 1)
         parts.append(
             "\n".join(
                 [
                     r"\begin{table}",
-                    rf"\caption{{{_escaped(grid.title)}. {_escaped(grid.heading)}.}}",
+                    rf"\caption{{{escaping.latex(grid.title)}. {escaping.latex(grid.heading)}.}}",
                     rf"\begin{{tabular}}{{{columns}}}",
                     r"\toprule",
                     rows[0],
@@ -188,22 +202,12 @@ def latex(found: Sequence[Grid]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _escaped(text: str) -> str:
-    """Text with LaTeX's special characters escaped, except those of the commands that this module writes."""
-    for special, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), (DASH, "--")):
-        text = text.replace(special, safe)
-    return text
-
-
 def terminal(found: Sequence[Grid]) -> list[Table]:
     """All tables for a terminal."""
-
-    def marked(field: str) -> str:
-        return escape(field).replace("\0", "[bold]").replace("\1", "[/]")
-
     return [
         terminal_table(
-            f"{grid.title}\n{grid.heading}", [[marked(field) for field in line] for line in _lines(grid, ("\0", "\1"))]
+            f"{printable(grid.title)}\n{grid.heading}",
+            [[escaping.terminal(text, "bold" if best else "") for text, best in line] for line in _lines(grid)],
         )
         for grid in found
     ]
@@ -211,15 +215,17 @@ def terminal(found: Sequence[Grid]) -> list[Table]:
 
 def write_csv(found: Sequence[Grid], path: Path) -> None:
     """One line for each cell of each table."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["setting", "defense", "attack", "measure", "mean", "deviation", "finished", "runs", "problem"])
-        for grid in found:
-            for (defense, attack), c in grid.cells.items():
-                numbers = ["" if v is None else round(v, 5) for v in (c.mean, c.deviation)]
-                writer.writerow([grid.title, defense, attack, grid.measure, *numbers, c.finished, c.runs, c.problem])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["setting", "defense", "attack", "measure", "mean", "deviation", "finished", "runs", "problem"])
+    for grid in found:
+        for (defense, attack), c in grid.cells.items():
+            numbers = ["" if v is None else round(v, 5) for v in (c.mean, c.deviation)]
+            names = [escaping.cell(name) for name in (grid.title, defense, attack, grid.measure)]
+            writer.writerow([*names, *numbers, c.finished, c.runs, escaping.cell(c.problem or c.note)])
+    files.write(path, text.getvalue().encode())
 
 
 def problems(runs: Sequence[Run]) -> list[str]:
-    """All problems of all runs, one line each."""
-    return [f"{run.path}: {problem}" for run in runs for problem in run.problems]
+    """All problems of all runs, and what a reader of their numbers has to know, one line each."""
+    return [f"{printable(str(run.path))}: {line}" for run in runs for line in (*run.problems, *run.notes)]

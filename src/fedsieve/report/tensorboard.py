@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.core.errors import FedSieveError
+from fedsieve.core.escaping import printable
 from fedsieve.core.records import RoundRecord
 
 _SCALARS = {
@@ -45,7 +46,7 @@ class TensorBoard:
         if record.rejected is not None:
             self._writer.add_scalar("detection/rejected", len(record.rejected), record.round)
         for phase, seconds in record.seconds.items():
-            self._writer.add_scalar(f"seconds/{phase}", seconds, record.round)
+            self._writer.add_scalar(f"seconds/{printable(phase)}", seconds, record.round)
 
     def close(self) -> None:
         """Write what is buffered and close the file."""

@@ -1,18 +1,28 @@
 """Text, tables and JSON for a terminal: rates, headings, the summary of a run, the command that repeats it."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedsieve.config.experiment import Experiment
+from fedsieve.core.escaping import printable
 from fedsieve.core.records import RoundRecord
+from fedsieve.report.escaping import terminal
+from fedsieve.report.settings import default_settings
 
 
 def as_json(
-    experiment: Experiment, records: Sequence[RoundRecord], summary: Mapping[str, Any], seconds: float, run_dir: str
+    experiment: Experiment,
+    records: Iterable[RoundRecord],
+    summary: Mapping[str, Any],
+    reading: str,
+    seconds: float,
+    run_dir: str,
 ) -> dict[str, Any]:
     """What ``fedsieve run --json`` prints.
 
@@ -20,10 +30,13 @@ def as_json(
         experiment: Settings of the run.
         records: All rounds.
         summary: :func:`fedsieve.core.metrics.summarize` of them.
+        reading: How the data were read.
         seconds: Wall time of the command.
         run_dir: The run directory.
     """
-    played = sum(sum(record.seconds.values()) for record in records)
+    rounds, played = 0, 0.0
+    for record in records:
+        rounds, played = rounds + 1, played + sum(record.seconds.values())
     return {
         "dataset": experiment.dataset.name,
         "model": experiment.model.name,
@@ -31,11 +44,12 @@ def as_json(
         "defense": experiment.defense.name,
         "n_clients": experiment.clients,
         "n_malicious": experiment.n_malicious,
-        "rounds": len(records),
+        "rounds": rounds,
         "seed": experiment.seed,
         **summary,
+        "data": reading,
         "seconds": round(seconds, 3),
-        "rounds_per_second": round(len(records) / played, 3) if played else None,
+        "rounds_per_second": round(rounds / played, 3) if played else None,
         "run_dir": run_dir,
     }
 
@@ -56,75 +70,103 @@ def percent(rate: float | None) -> str:
 def heading(experiment: Experiment) -> str:
     """Attack, defense, dataset and model in one line of rich's markup."""
     e = experiment
+    attack, defense, dataset, model = (escape(printable(c.name)) for c in (e.attack, e.defense, e.dataset, e.model))
     return (
-        f"[bold]{e.attack.name}[/] ({e.n_malicious} of {e.clients} clients malicious) "
-        f"against [bold]{e.defense.name}[/], {e.dataset.name}, {e.model.name}"
+        f"[bold]{attack}[/] ({e.n_malicious} of {e.clients} clients malicious) "
+        f"against [bold]{defense}[/], {dataset}, {model}"
     )
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table from lines of fields, the head first."""
-    head, *body = ["| " + " | ".join(field.replace("|", "/") for field in line) + " |" for line in lines]
+    """A Markdown table from lines of fields, the head first; see :func:`fedsieve.report.escaping.markdown`."""
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 
 
-def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
-    """A table from lines of fields, the head first; fields may contain rich's markup."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for k, name in enumerate(lines[0]):
+def terminal_table(title: str, lines: Sequence[Sequence[str | Text]]) -> Table:
+    """A table from lines of fields, the head first; texts are shown literally. The title may have several lines."""
+    head = Text("\n").join([terminal(line, "table.title") for line in title.split("\n")])
+    table = Table(title=head, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    first, *body = [[field if isinstance(field, Text) else terminal(field) for field in line] for line in lines]
+    for k, name in enumerate(first):
         table.add_column(name, justify="right" if k else "left", overflow="fold")  # nothing is cut off
-    for line in lines[1:]:
+    for line in body:
         table.add_row(*line)
     return table
 
 
-def closing(result: Mapping[str, Any], records: Sequence[RoundRecord]) -> Table:
+def closing(result: Mapping[str, Any]) -> Table:
     """The closing summary of one run, from :func:`as_json`."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_row("Test accuracy", f"{percent(result['late_test_accuracy'])} (mean of the last tenth of the rounds)")
+    rows = {"Test accuracy": f"{percent(result['late_test_accuracy'])} (mean of the last tenth of the rounds)"}
     if result["attack_success_rate"] is not None:
-        table.add_row("Attack success rate", percent(result["attack_success_rate"]))
+        rows["Attack success rate"] = percent(result["attack_success_rate"])
     if result["false_positive_rate"] is None:
-        table.add_row("Detection", f"{result['defense']} rejects no client")
-    else:
-        late, whole = result["late_false_positive_rate"], result["false_positive_rate"]
-        table.add_row(
-            "Benign clients rejected", f"{percent(late)} in the second half, {percent(whole)} over all rounds"
-        )
-    if result["false_negative_rate"] is not None:
-        late, whole = result["late_false_negative_rate"], result["false_negative_rate"]
-        table.add_row(
-            "Malicious clients missed", f"{percent(late)} in the second half, {percent(whole)} over all rounds"
-        )
-    unmoved = [record for record in records if not record.applied]
-    if unmoved:
-        reasons = ", ".join(sorted({record.note for record in unmoved}))
-        table.add_row("Model unchanged", f"in {len(unmoved)} of {len(records)} rounds: {reasons}")
-    screened = sum(len(record.screened) for record in records)
-    if screened:
-        table.add_row("Updates screened", f"{screened} with values that are not finite")
-    table.add_row("Time", f"{result['seconds']:.1f} s")
-    table.add_row("Run directory", result["run_dir"])
+        rows["Detection"] = f"{result['defense']} rejects no client"
+    for name, rate in (
+        ("Benign clients rejected", "false_positive_rate"),
+        ("Malicious clients missed", "false_negative_rate"),
+    ):
+        late, whole = result[f"late_{rate}"], result[rate]
+        if whole is not None:
+            rows[name] = f"{percent(late)} in the second half, {percent(whole)} over all rounds"
+    if result["rounds_not_applied"]:
+        count = f"in {result['rounds_not_applied']} of {result['rounds']} rounds"
+        rows["Model unchanged"] = f"{count}: {_counted(result['not_applied_reasons'])}"
+    if result["updates_screened"]:
+        rows["Updates screened"] = f"{result['updates_screened']}: {_counted(result['screened_reasons'])}"
+    rows["Time"] = f"{result['seconds']:.1f} s"
+    rows["Run directory"] = result["run_dir"]
+    for name, value in rows.items():
+        table.add_row(name, terminal(value))
     return table
 
 
+def warning(result: Mapping[str, Any]) -> str:
+    """What makes the numbers of a run, from :func:`as_json`, those of no training; "" if nothing does."""
+    unmoved, rounds = result["rounds_not_applied"], result["rounds"]
+    if 2 * unmoved < rounds or not rounds:
+        return ""
+    what = (
+        "no round changed the model" if unmoved == rounds else f"{unmoved} of {rounds} rounds left the model unchanged"
+    )
+    screened = f"; updates dropped: {_counted(result['screened_reasons'])}" if result["updates_screened"] else ""
+    return f"{what}: {_counted(result['not_applied_reasons'])}{screened}"
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """Reasons with their numbers, the most frequent first."""
+    return ", ".join(f"{reason} ({n})" for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
 def as_command(experiment: Experiment) -> str:
-    """The ``fedsieve run`` command that repeats an experiment, with every setting that is not the default."""
-    e = experiment
-    options = {"dataset": e.dataset.name, "attack": e.attack.name, "defense": e.defense.name}
-    default = Experiment.of({**options, "knows_defense": True}).model_dump(mode="json")
-    parts = [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
-    if e.dataset.name in ("csv", "npz"):
-        parts[0] = f"--dataset {shlex.quote(str(e.dataset.parameters['file']))}"
-    default["knows_defense"] = False
-    for path, value in _differing(e.model_dump(mode="json"), default):
-        short = {("clients",), ("malicious",), ("rounds",), ("seed",)}
-        if path in short:
+    """The ``fedsieve run`` command that repeats an experiment, with every setting that is not the default.
+
+    With a dataset of another package, whose defaults are unknown, that is every setting.
+    """
+    found = experiment.model_dump(mode="json")
+    parts = []
+    for option in ("dataset", "attack", "defense"):
+        words = {"name": found[option]["name"]}
+        if option == "dataset" and words["name"] in ("csv", "npz"):
+            words["file"] = str(found[option].get("file"))
+        word = words.get("file", words["name"])
+        if printable(word) == word:
+            parts.append(f"--{option} {shlex.quote(word)}")
+        else:  # YAML has escapes for what can't be seen
+            parts += [_set(f"{option}.{key}", value) for key, value in words.items()]
+    default = default_settings(found["dataset"]["name"], found["attack"]["name"], found["defense"]["name"])
+    for path, value in _differing(found, default):
+        if path in (("clients",), ("malicious",), ("rounds",), ("seed",)):
             parts.append(f"--{path[0]} {value}")
         elif path[0] != "dataset" or path[-1] not in ("name", "file"):
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
-            parts.append(f"--set {shlex.quote('.'.join(path) + '=' + text)}")
+            parts.append(_set(".".join(path), value))
     return " ".join(["fedsieve run", *parts])
+
+
+def _set(key: str, value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    return f"--set {shlex.quote(f'{printable(key)}={text}')}"
 
 
 def _differing(

@@ -1,7 +1,7 @@
 """What a suite is made of: rows and columns of settings, published numbers and goals; and its cells from records."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -10,8 +10,8 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 from fedsieve.config.experiment import Experiment
-from fedsieve.core.metrics import summarize
-from fedsieve.core.records import RoundRecord
+from fedsieve.report.digest import Digest
+from fedsieve.report.stored import Rounds, digest
 
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
@@ -106,7 +106,7 @@ def defenses(*names: str) -> dict[str, dict[str, Any]]:
     return {name: {"defense": name} for name in names}
 
 
-Runs = Mapping[str, Sequence[RoundRecord]]  # by the experiment's key
+Runs = Mapping[str, Rounds]  # by the experiment's key
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> 
     """
     theirs = published()
     cells = plan.cells()
-    summaries = {key: summarize(records) for key, records in runs.items()}
+    digests = {key: digest(records) for key, records in runs.items()}
+    summaries = {key: found.summary for key, found in digests.items()}
     found = []
     for row in plan.rows:
         for column in plan.columns_of(row):
@@ -201,7 +202,7 @@ def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> 
             keys = [experiment.key for experiment in experiments]
             done = [summaries[key] for key in keys if key in summaries]
             missing = next((errors.get(key) or "not run" for key in keys if key not in summaries), "")
-            rates_from = _rates_from(runs[key] for key in keys if key in runs)
+            rates_from = _rates_from([digests[key] for key in keys if key in digests])
             for measure in suite.measures:
                 values = [s[MEASURES[measure]] for s in done if s[MEASURES[measure]] is not None]
                 goal = row.goals.get(measure) if column == plan.goals_for else None
@@ -230,11 +231,10 @@ def compare(suite: Suite, plan: Plan, runs: Runs, errors: Mapping[str, str]) -> 
     return found
 
 
-def _rates_from(runs: Iterable[Sequence[RoundRecord]]) -> int | None:
+def _rates_from(runs: Sequence[Digest]) -> int | None:
     """First round, counted from 1, from which all of these runs have detection rates; None if one never has."""
-    firsts = [next((r.round + 1 for r in records if r.rejected is not None), None) for records in runs]
-    known = [first for first in firsts if first is not None]
-    return max(known) if known and len(known) == len(firsts) else None
+    known = [run.decided_from + 1 for run in runs if run.decided_from is not None]
+    return max(known) if known and len(known) == len(runs) else None
 
 
 def _reference(plan: Plan, cells: Mapping[Any, Experiment], summaries: Mapping[str, Any], group: str) -> float | None:

@@ -1,12 +1,12 @@
 """Figures 1 and 3 to 8 of Yan et al., SkyMask, ECCV 2024, with ``sieve`` beside ``skymask``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsieve.core.records import RoundRecord
 from fedsieve.report import figures
+from fedsieve.report.stored import Rounds
 from fedsieve.reproduce.plan import Plan, Row, Runs, Scale, Suite, defenses
 from fedsieve.reproduce.skymask_setup import (
     ATTACKS,
@@ -82,10 +82,10 @@ def _figure8(scale: Scale) -> Plan:
 # --- Pictures -----------------------------------------------------------------------------------------------
 
 
-def _labelled(plan: Plan, runs: Runs) -> dict[str, dict[str, Sequence[RoundRecord]]]:
+def _labelled(plan: Plan, runs: Runs) -> dict[str, dict[str, Rounds]]:
     """Records of the first seed by row (with its group, if there are several) and column."""
     several = len({row.group for row in plan.rows}) > 1
-    found: dict[str, dict[str, Sequence[RoundRecord]]] = {}
+    found: dict[str, dict[str, Rounds]] = {}
     for (group, row, column, seed), experiment in plan.cells().items():
         if seed == plan.seeds[0] and experiment.key in runs:
             found.setdefault(f"{row}, {group}" if several else row, {})[column] = runs[experiment.key]

@@ -4,9 +4,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
+from fedsieve.core.escaping import printable
+from fedsieve.report import escaping
 from fedsieve.report.text import DASH, markdown_table, number, terminal_table
 from fedsieve.reproduce.plan import Compared, Plan, Suite
 
@@ -42,7 +43,7 @@ def _text(cells: Sequence[Compared]) -> str:
     """
     error = next((cell.error for cell in cells if cell.error), "")
     if error and all(cell.ours is None for cell in cells):
-        return error.splitlines()[-1][:60]
+        return escaping.shortened(error.splitlines()[-1], 60)
     known = [cell for cell in cells if cell.ours is not None or cell.published is not None]
     if not known:
         return DASH
@@ -134,21 +135,19 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> s
         cells: From :func:`fedsieve.reproduce.plan.compare`.
         how: Command, versions and date.
     """
-    parts = [f"# {suite.summary}", how, *notes(plan, cells)]
+    parts = [f"# {escaping.markdown(suite.summary)}", how, *notes(plan, cells)]
     last = None
     for group, heading, lines in _blocks(suite, cells):
-        parts += [f"## {group}"] if group != last else []
+        parts += [f"## {escaping.markdown(group)}"] if group != last else []
         last = group
-        parts.append(f"**{heading}**\n\n{markdown_table(lines)}")
+        table = markdown_table([[escaping.markdown(text) for text in line] for line in lines])
+        parts.append(f"**{heading}**\n\n{table}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def terminal(suite: Suite, cells: Sequence[Compared]) -> list[Table]:
     """The same tables for a terminal."""
-    return [
-        terminal_table(f"{group}\n{heading}", [[escape(text) for text in line] for line in lines])
-        for group, heading, lines in _blocks(suite, cells)
-    ]
+    return [terminal_table(f"{printable(group)}\n{heading}", lines) for group, heading, lines in _blocks(suite, cells)]
 
 
 def write_csv(cells: Sequence[Compared], path: Path) -> None:
@@ -163,6 +162,6 @@ def write_csv(cells: Sequence[Compared], path: Path) -> None:
             ours, deviation, paper, difference, goal = (
                 None if v is None else round(v, 5) for v in (c.ours, c.deviation, c.published, difference, c.goal)
             )
-            labels = [c.group, c.row, c.column, c.measure]
+            labels = [escaping.cell(text) for text in (c.group, c.row, c.column, c.measure)]
             numbers = [ours, deviation, c.seeds, c.rounds, paper, c.paper_rounds, difference, goal]
-            writer.writerow([*labels, *numbers, c.short or "", c.error])
+            writer.writerow([*labels, *numbers, c.short or "", escaping.cell(c.error)])

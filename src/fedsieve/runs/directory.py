@@ -1,32 +1,33 @@
-"""A run directory: one experiment's settings, records and checkpoint, from which a killed run can be resumed.
+"""A run directory: one experiment's settings, records and checkpoints, from which a killed run can be resumed.
 
-``experiment.yaml``, ``environment.json``, ``records.jsonl`` (one line per round) and ``checkpoint.safetensors``. The
-header of the checkpoint holds the state as JSON; its tensors are stored beside it. No file is a pickle.
+``experiment.yaml``, ``environment.json``, ``records.jsonl`` (one line per round), ``checkpoint.safetensors`` and the
+one before it, ``checkpoint.previous.safetensors``. No file is a pickle. Every file but the records is replaced whole;
+records are added at the end, and are on disk before a checkpoint that covers them.
 """
 
+import hashlib
 import json
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Container, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from fedsieve.config.experiment import Experiment
-from fedsieve.core.errors import FedSieveError
+from fedsieve.core.errors import CorruptDataError, FedSieveError
 from fedsieve.core.records import RoundRecord
-from fedsieve.federation.server import ServerState
 from fedsieve.federation.simulation import SimulationState
-from fedsieve.runs.packing import pack, unpack
+from fedsieve.runs import files
+from fedsieve.runs.checkpoint import Stamp, decode, encode
 
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _RECORD = TypeAdapter(RoundRecord)
-_SERVER = tuple(f.name for f in fields(ServerState))
+_LONGEST = 2**28  # bytes of a record; a stranger's file may be one endless line
 
 
 @dataclass(frozen=True)
@@ -39,112 +40,187 @@ class RunDirectory:
 
     path: Path
 
-    def write_experiment(self, experiment: Experiment, device: torch.device) -> None:
-        """Write settings and environment, and delete records and checkpoint of an earlier run.
+    def write_experiment(self, experiment: Experiment, device: torch.device, data: str = "") -> None:
+        """Write settings and environment, and delete what an earlier run has left; files of others stay.
+
+        Args:
+            experiment: The settings.
+            device: Where the run computes.
+            data: How the data were read, in one line.
 
         Raises:
             FedSieveError: If the directory can't be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in ("records.jsonl", "checkpoint.safetensors"):
-                (self.path / name).unlink(missing_ok=True)
-            (self.path / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
-            (self.path / "environment.json").write_text(json.dumps(environment(device), indent=2) + "\n")
-        except OSError as error:
-            raise FedSieveError(f"can't write the run directory {self.path}: {error.strerror}") from error
+        with files.one_line(f"write the run directory {self.path}"):
+            files.make_folder(self.path)
+            # checkpoints first: one without its records is of no use
+            files.remove(*(self.path / name for name in (CHECKPOINT, PREVIOUS, "records.jsonl", "error.txt")))
+            self.write_settings(experiment)
+            self.write_environment({**environment(device), "data": data, "data_sha256": digest_of_data(experiment)})
+            files.write(self._records, b"")
 
-    def append(self, record: RoundRecord) -> None:
-        """Add the record of one round as one line."""
-        with (self.path / "records.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+    def write_settings(self, experiment: Experiment) -> None:
+        """Replace ``experiment.yaml``, unless it holds these settings.
+
+        Raises:
+            FedSieveError: If it can't be written.
+        """
+        if self.read_settings() == experiment.model_dump(mode="json"):
+            return
+        with files.one_line(f"write the run directory {self.path}"):
+            files.write(self.path / "experiment.yaml", experiment.to_yaml().encode())
+
+    def read_settings(self) -> dict[str, Any] | None:
+        """All settings, by name; None where they are missing or can't be read."""
+        try:
+            return Experiment.recorded(self.path / "experiment.yaml").model_dump(mode="json")
+        except (FedSieveError, OSError):
+            return None
+
+    def write_environment(self, found: dict[str, Any]) -> None:
+        """Replace ``environment.json``.
+
+        Raises:
+            FedSieveError: If it can't be written.
+        """
+        with files.one_line(f"write the run directory {self.path}"):
+            files.write(self.path / "environment.json", (json.dumps(found, indent=2) + "\n").encode())
+
+    def read_environment(self) -> dict[str, Any]:
+        """What ``environment.json`` holds; nothing where it is missing or can't be read."""
+        try:
+            with files.read(self.path / "environment.json") as file:
+                found = json.loads(file.read(2**20))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def append(self, record: RoundRecord) -> bytes:
+        """Add the record of one round as one line, and return that.
+
+        Raises:
+            FedSieveError: If it can't be written.
+        """
+        line = line_of(record)
+        with files.one_line(f"write to {self._records}"):
+            files.append(self._records, line)
+        return line
 
     def records(self) -> list[RoundRecord]:
         """All of :meth:`iter_records`."""
         return list(self.iter_records())
 
-    def iter_records(self) -> Iterator[RoundRecord]:
+    def iter_records(self, only: Container[int] | None = None) -> Iterator[RoundRecord]:
         """The record of each round, in order, read one at a time; an incomplete last line, left by a kill, is ignored.
 
-        Raises:
-            FedSieveError: If another line is not a record.
-        """
-        path = self.path / "records.jsonl"
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    yield _RECORD.validate_json(line)
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    where = ".".join(str(part) for part in first["loc"])
-                    raise FedSieveError(f"{path}, line {number} is not a record: {where}: {first['msg']}") from error
+        Args:
+            only: Positions of the lines to read, from 0; others are skipped unread. None reads all.
 
-    def save(self, state: SimulationState) -> None:
-        """Write a checkpoint of ``state``; the last one is replaced only once the new file is complete."""
-        tensors: dict[str, Tensor] = {}
-        tree = pack(
-            {
-                "server": {name: getattr(state.server, name) for name in _SERVER},
-                "personal": state.personal,
-                "adversary": state.adversary,
-            },
-            "state",
-            tensors,
-        )
-        new = self.path / "checkpoint.safetensors.new"
-        # one file, so that all parts of the state are of the same round
-        save_file(tensors, new, metadata={"state": json.dumps(tree)})
-        new.replace(self.path / "checkpoint.safetensors")
+        Raises:
+            FedSieveError: If the file can't be read, or another line is not a record.
+        """
+        for number, line in enumerate(self._lines()):
+            if only is not None and number not in only:
+                continue
+            try:
+                record = record_of(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                what = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+                raise CorruptDataError(f"{self._records}, line {number + 1} is not a record: {what}") from error
+            yield record
+
+    def n_records(self) -> int:
+        """Number of complete lines."""
+        return sum(1 for _ in self._lines())
+
+    def covered(self, rounds: int) -> "tuple[hashlib._Hash, int]":
+        """SHA-256 of the first ``rounds`` lines of the records, to be continued, and their length in bytes.
+
+        Raises:
+            FedSieveError: If there are fewer, or they can't be read.
+        """
+        digest, size, lines = hashlib.sha256(), 0, self._lines()
+        for number in range(rounds):
+            line = next(lines, None)
+            if line is None:
+                raise CorruptDataError(f"{self._records} has {number} rounds, fewer than {rounds}")
+            digest.update(line)
+            size += len(line)
+        return digest, size
+
+    def save(self, state: SimulationState, experiment: Experiment, records: str) -> None:
+        """Write a checkpoint; the last one is replaced only once the new file is complete, and then kept beside it.
+
+        Args:
+            state: What to keep.
+            experiment: The settings.
+            records: SHA-256 of the records of the rounds so far.
+
+        Raises:
+            FedSieveError: If it can't be written, or the state holds what can't be kept.
+        """
+        with files.one_line(f"write a checkpoint to {self.path}"):
+            files.sync(self._records)
+            content = encode(state, Stamp(experiment.model_dump(mode="json"), state.round, records))
+            files.write(self.path / CHECKPOINT, content, last=self.path / PREVIOUS)
 
     def load(self, device: torch.device) -> SimulationState | None:
-        """The state in the checkpoint, tensors on ``device``; None without a checkpoint.
+        """The state in the last checkpoint, tensors on ``device``; None without one.
 
         Raises:
             FedSieveError: If the file is damaged.
         """
-        path = self.path / "checkpoint.safetensors"
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                found = unpack(json.loads(file.metadata()["state"]), tensors)
-                return SimulationState(ServerState(**found["server"]), found["personal"], found["adversary"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise FedSieveError(f"{path} is not a FedSieve checkpoint: {error}") from error
+        found = self.read_checkpoint(CHECKPOINT, device)
+        return found[1] if found else None
 
-    def resume(self, experiment: Experiment, device: torch.device) -> tuple[SimulationState, list[RoundRecord]] | None:
-        """The state in the checkpoint and the records up to it; None without a checkpoint.
-
-        Records of later rounds are deleted, since these rounds are run again.
+    def read_checkpoint(self, name: str, device: torch.device) -> tuple[Stamp, SimulationState] | None:
+        """What the checkpoint of this name belongs to, and its state; None without it.
 
         Raises:
-            FedSieveError: If the directory holds another experiment, or fewer records than the checkpoint has rounds.
+            FedSieveError: If the file is damaged.
         """
-        settings = self.path / "experiment.yaml"
-        if settings.exists() and (found := Experiment.read(settings).key) != experiment.key:
-            raise FedSieveError(
-                f"can't resume: {self.path} holds experiment {found}, not {experiment.key}; "
-                f"choose another --out, or run without --resume"
-            )
-        state = self.load(device)
-        if state is None:
-            return None
-        records = self.records()[: state.round]
-        if len(records) < state.round:
-            raise FedSieveError(f"can't resume: {self.path} has a checkpoint of round {state.round}, but fewer records")
-        shorter = self.path / "records.jsonl.new"
-        shorter.write_text("".join(_line(record) for record in records), encoding="utf-8")
-        shorter.replace(self.path / "records.jsonl")
-        return state, records
+        path = self.path / name
+        with files.one_line(f"read {path}"):
+            try:
+                with files.read(path) as file:
+                    return decode(file.read(), device)
+            except FileNotFoundError:
+                return None
+            except (CorruptDataError, MemoryError) as error:
+                raise CorruptDataError(f"{path}: {str(error) or 'it is too large'}") from error
+
+    @property
+    def _records(self) -> Path:
+        return self.path / "records.jsonl"
+
+    def _lines(self) -> Iterator[bytes]:
+        """Complete lines of the records, with their ends."""
+        with files.one_line(f"read {self._records}"):
+            try:
+                file = files.read(self._records)
+            except FileNotFoundError:
+                return
+            with file:
+                for line in iter(partial(file.readline, _LONGEST), b""):
+                    if line.endswith(b"\n"):
+                        yield line
+                    elif len(line) == _LONGEST:
+                        raise CorruptDataError(f"{self._records} has a line of more than {_LONGEST} bytes")
 
 
-def _line(record: RoundRecord) -> str:
-    return json.dumps(asdict(record), allow_nan=False) + "\n"
+def line_of(record: RoundRecord) -> bytes:
+    """A record as a line of ``records.jsonl``."""
+    return (json.dumps(asdict(record), allow_nan=False) + "\n").encode()
+
+
+def record_of(line: bytes) -> RoundRecord:
+    """The record in a line of ``records.jsonl``.
+
+    Raises:
+        ValidationError: If it is none.
+    """
+    return _RECORD.validate_json(line)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -159,3 +235,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device_name": name,
         "threads": torch.get_num_threads(),
     }
+
+
+def digest_of_data(experiment: Experiment) -> str | None:
+    """SHA-256 of the user's own data file; None for a dataset by name, whose files have known checksums.
+
+    Raises:
+        FedSieveError: If the file can't be read.
+    """
+    path = experiment.dataset.parameters.get("file")
+    if not (isinstance(path, str) and Path(path).is_file()):
+        return None
+    digest = hashlib.sha256()
+    with files.one_line(f"read {path}"), files.read(Path(path)) as file:
+        for block in iter(partial(file.read, 2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -15,15 +15,25 @@ class Event:
     Attributes:
         key: Key of its experiment.
         kind: ``skipped`` (it was finished already), ``elsewhere`` (another process runs it), ``started``, ``round``,
-            ``done`` or ``failed``.
+            ``done``, ``failed``, or ``note`` (something to tell; the cell is where it was).
         round: Number of rounds done so far.
-        text: The test accuracy, or the error message.
+        text: The test accuracy, the error message, or what is to be told.
     """
 
     key: str
-    kind: Literal["skipped", "elsewhere", "started", "round", "done", "failed"]
+    kind: Literal["skipped", "elsewhere", "started", "round", "done", "failed", "note"]
     round: int = 0
     text: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell has all its rounds."""
+        return self.kind in ("skipped", "done")
+
+    @property
+    def ended(self) -> bool:
+        """Whether this is the last event of a cell."""
+        return self.finished or self.kind in ("failed", "elsewhere")
 
     @property
     def error(self) -> str:

@@ -25,11 +25,12 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         # a contiguous copy, since the file format refuses shared memory and strides
         tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": key}
-    if isinstance(value, Mapping):  # as pairs, since JSON would turn client ids into text
+    # no subclasses, such as a defaultdict: they would come back as what they are made of
+    if type(value) is dict:  # as pairs, since JSON would turn client ids into text
         pairs = value.items()
         return {"dict": [[pack(k, f"a key of {name}", tensors), pack(v, f"{name}.{k}", tensors)] for k, v in pairs]}
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
+    if type(value) in (list, tuple):
+        kind = "list" if type(value) is list else "tuple"
         return {kind: [pack(v, f"{name}.{k}", tensors) for k, v in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}

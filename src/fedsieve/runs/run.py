@@ -7,10 +7,14 @@ from typing import Any
 import torch
 
 from fedsieve.config.experiment import Experiment
-from fedsieve.core.metrics import summarize
+from fedsieve.core.errors import FedSieveError, ParameterError
+from fedsieve.core.metrics import Summary
 from fedsieve.core.records import RoundRecord
-from fedsieve.federation.simulation import Simulation
+from fedsieve.federation.simulation import Simulation, SimulationState
+from fedsieve.runs.checkpoint import pack_state
 from fedsieve.runs.directory import RunDirectory
+from fedsieve.runs.lock import held
+from fedsieve.runs.resuming import check_fits, go_on, last_good, refuse_to_replace
 
 
 def run(
@@ -20,44 +24,114 @@ def run(
     data: Path,
     device: torch.device,
     resume: bool = False,
+    fresh: bool = False,
     checkpoint_every: float = 60.0,
+    keep_records: bool = True,
+    on_start: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
 ) -> tuple[list[RoundRecord], dict[str, Any]]:
-    """Run an experiment into a directory.
+    """Run an experiment into a directory, which is locked meanwhile.
 
     Args:
         experiment: The settings.
-        out: The run directory; an earlier run in it is replaced, unless ``resume``.
+        out: The run directory.
         data: Folder of the datasets.
         device: Where to compute.
-        resume: Continue from the checkpoint, if there is one.
+        resume: Continue the run that is there, if there is one; with more or fewer rounds, too.
+        fresh: Replace the run that is there, if there is one.
         checkpoint_every: Seconds of computing between checkpoints; one is always written at the end, also after an
             error or an interruption.
+        keep_records: Return the records. A run of thousands of rounds has gigabytes of them, and
+            :meth:`RunDirectory.iter_records` reads them one by one.
+        on_start: Called once, with a line that says how the data were read.
+        on_note: Called with a line for whatever is not as expected: nothing to resume, a damaged checkpoint, other
+            versions than the run was started with.
         on_round: Called after each round.
 
     Returns:
         All records, and their summary (:func:`fedsieve.core.metrics.summarize`).
 
     Raises:
-        FedSieveError: If data are missing, settings don't fit them, or the directory can't be written or resumed.
+        BusyError: If another process runs in the directory.
+        StorageError: If a file can't be written; what was written before is intact, and the run can be resumed.
+        FedSieveError: If data are missing, settings don't fit them, the directory holds a run and neither ``resume``
+            nor ``fresh`` is set, or holds one that can't be resumed.
     """
-    simulation = Simulation.of(experiment, data, device)
-    directory = RunDirectory(out)
-    start, records = (directory.resume(experiment, device) if resume else None) or (simulation.initial, [])
-    if not records:
-        directory.write_experiment(experiment, device)
-    kept, unsaved = start, 0.0
+    if not checkpoint_every >= 0:
+        raise ParameterError(f"checkpoint_every is a number of seconds, at least 0, got {checkpoint_every}")
+    if resume and fresh:
+        raise ParameterError("resume continues a run and fresh replaces it: set one of them")
+    tell, start = on_note or _silent, on_start or _silent
+    with held(out):
+        directory, good, summary = RunDirectory(out), None, Summary()
+        records: list[RoundRecord] = []
+
+        def keep(record: RoundRecord) -> None:
+            summary.add(record)
+            if keep_records:
+                records.append(record)
+
+        if resume:
+            experiment, good = last_good(directory, experiment, device, tell)
+            if (good.state.round if good else directory.n_records()) == experiment.rounds:
+                for record in directory.iter_records():
+                    keep(record)
+                directory.write_settings(experiment)  # one that was meant to have more rounds
+                tell(f"the run in {out} is finished: it has all {experiment.rounds} rounds")
+                start(str(directory.read_environment().get("data", "")))
+                return records, summary.result()
+        elif not fresh:
+            refuse_to_replace(directory, experiment)
+        simulation = Simulation.of(experiment, data, device)
+        reading = simulation.holdings.reading
+        if good:
+            check_fits(good.state, simulation.initial)
+            go_on(directory, good, experiment, device, tell)
+            for record in directory.iter_records():
+                keep(record)
+        else:
+            directory.write_experiment(experiment, device, reading)
+        start(reading)
+        _play(simulation, good.state if good else simulation.initial, directory, checkpoint_every, keep, on_round)
+    return records, summary.result()
+
+
+def _play(
+    simulation: Simulation,
+    state: SimulationState,
+    directory: RunDirectory,
+    checkpoint_every: float,
+    keep: Callable[[RoundRecord], None],
+    on_round: Callable[[RoundRecord], None] | None,
+) -> None:
+    """Run the rounds from ``state`` on, with a checkpoint every so many seconds and at the end, whatever ends it."""
+    experiment, first, saved, unsaved = simulation.experiment, state.round, state.round, 0.0
+    digest, _ = directory.covered(first)
     try:
-        for state, record in simulation.rounds(start):
-            directory.append(record)
-            records.append(record)
-            kept = state
+        for following, record in simulation.rounds(state):
+            grown = digest.copy()
+            grown.update(directory.append(record))
+            state, digest = following, grown  # both or none, if an interruption comes: nothing is called in between
+            keep(record)
             unsaved += sum(record.seconds.values())
             if unsaved > checkpoint_every:
-                directory.save(kept)
-                unsaved = 0.0
+                directory.save(state, experiment, digest.hexdigest())
+                saved, unsaved = state.round, 0.0
+            elif state.round == first + 1:
+                pack_state(state, {})  # a state that can't be kept ends the run now, not after hours
             if on_round:
                 on_round(record)
-    finally:  # so that an interrupted run loses no round
-        directory.save(kept)
-    return records, summarize(records)
+    except BaseException as error:  # so that an interrupted run loses no round
+        if saved < state.round:
+            try:
+                directory.save(state, experiment, digest.hexdigest())
+            except FedSieveError as failed:
+                error.add_note(str(failed))
+        raise
+    if saved < state.round:
+        directory.save(state, experiment, digest.hexdigest())
+
+
+def _silent(text: str) -> None:
+    pass

@@ -4,20 +4,18 @@ Every cell has a run directory named by its experiment's key. The process that r
 operating system releases when the process ends for any reason. An interrupted cell resumes from its checkpoint.
 """
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from fedsieve.config.experiment import Experiment
-from fedsieve.runs.cell import CellRunner, run_cell, split, write_error
+from fedsieve.core.errors import StorageError
+from fedsieve.runs.cell import CellRunner, check_folder, look_again, run_cell, split, write_error
 from fedsieve.runs.events import Displays, Event, Watch
+from fedsieve.runs.worker import Worker
 
 # A cell is tried again after its worker died: memory that was short then may be free now.
 _TRIES = 2
@@ -31,8 +29,15 @@ def sweep(
     jobs: int,
     watch: Watch,
     displays: Displays = (),
-) -> dict[str, str]:
-    """Run every experiment that is not finished, ``jobs`` at a time, each in a process with a share of the cores.
+    *,
+    threads: int = 1,
+    checkpoint_every: float = 60.0,
+    wait: bool = False,
+) -> dict[str, Event]:
+    """Run every experiment that is not finished, ``jobs`` at a time, each in a process.
+
+    Records depend on ``threads``, in the last digits, and not on ``jobs``. A cell that another process runs is looked
+    at again when all others have ended: it is run if it was given up, and left alone if it is still being run.
 
     Args:
         experiments: The cells.
@@ -40,93 +45,118 @@ def sweep(
         data: Folder of the datasets.
         device: Where to compute.
         jobs: Number of worker processes.
-        watch: Called with every event.
+        watch: Called with every event. If it can't show one (OSError), the sweep goes on.
         displays: Show every round of every cell.
+        threads: Number of threads of each run.
+        checkpoint_every: Seconds of computing between the checkpoints of a run.
+        wait: Wait for the cells that other processes run.
 
     Returns:
-        By key, ``""`` for cells that are finished, and the error for the others.
+        The event with which each cell ended, by key.
+
+    Raises:
+        FedSieveError: If ``out`` can't be written.
+        StorageError: If it can't be written any more (a full disk), or no worker process can be started. What was
+            computed is kept; the same call continues.
     """
-    results, waiting = split(experiments, out, watch)
-    threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(waiting))))
-    context = multiprocessing.get_context("spawn")
-    runner = partial(run_cell, data=data, device=device, displays=displays)
-    tries = dict.fromkeys((e.key for e in waiting), 0)
-    workers: list[_Worker] = []
+
+    def tell(event: Event) -> None:
+        with suppress(OSError):
+            watch(event)
+
+    def end(event: Event) -> None:
+        ends[event.key] = event
+        tell(event)
+
+    ends, waiting = split(experiments, out, tell)
+    queue, parked, tries = deque(waiting), dict[str, Experiment](), Counter[str]()
+    runner = partial(run_cell, data=data, device=device, displays=displays, checkpoint_every=checkpoint_every)
+    crew = _Crew(jobs, runner, threads)
     try:
-        while waiting or any(worker.busy for worker in workers):
-            for _ in range(min(len(waiting), jobs - sum(w.busy is not None for w in workers))):
-                idle = next((w for w in workers if w.busy is None), None)
-                if idle is None:
-                    idle = _Worker(context, runner, threads)
-                    workers.append(idle)
-                idle.give(waiting.pop(0), out)
-            by_connection = {worker.connection: worker for worker in workers if worker.busy}
-            for connection in wait(list(by_connection), timeout=1):
-                worker = by_connection[connection]
-                running = worker.busy
-                assert running is not None
-                key = running.key
-                try:
-                    event: Event = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
-                    worker.process.join()
-                    workers.remove(worker)
+        while queue or crew.busy or parked:
+            while queue and (worker := crew.idle(queue[0].key, tell)):
+                worker.give(queue.popleft(), out)
+            for experiment, event in crew.events():
+                key = experiment.key
+                if isinstance(event, str):
                     tries[key] += 1
                     if tries[key] < _TRIES:
-                        waiting.append(running)
+                        tell(Event(key, "note", text=f"its process {event}; it is tried again"))
+                        queue.append(experiment)
                         continue
-                    event = Event(key, "failed", text=f"its process died with code {worker.process.exitcode}, twice")
+                    event = Event(key, "failed", text=f"its process {event}, as before")
                     write_error(out / key, event.text)
-                if event.kind in ("done", "failed", "elsewhere"):
-                    worker.busy = None
-                    results[key] = event.error
-                watch(event)
+                (end if event.ended else tell)(event)
+                if event.kind == "elsewhere":
+                    parked[key] = experiment
+                if event.kind == "failed":
+                    check_folder(out)  # if that is why, all others would fail too
+            if parked and not (queue or crew.busy):
+                queue.extend(look_again(parked, out, end, wait))
     finally:
-        for worker in workers:
-            worker.stop()
-    return results
+        crew.stop()
+    return {e.key: ends[e.key] for e in experiments}
 
 
-class _Worker:
-    """A process that runs one cell after another. Mutable: knows which cell it runs."""
+class _Crew:
+    """The worker processes of a sweep. Mutable.
 
-    def __init__(self, context: Any, runner: CellRunner, threads: int) -> None:
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, runner, threads), daemon=True)
-        self.process.start()
-        theirs.close()  # so that reading fails once the process is dead
-        self.busy: Experiment | None = None
+    Args:
+        size: Most processes.
+        runner: Runs a cell.
+        threads: Number of threads of each run.
+    """
 
-    def give(self, experiment: Experiment, out: Path) -> None:
-        self.busy = experiment
-        self.connection.send((experiment.model_dump(mode="json"), out / experiment.key))
+    def __init__(self, size: int, runner: CellRunner, threads: int) -> None:
+        self._size, self._runner, self._threads = size, runner, threads
+        self._workers: list[Worker] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether any runs a cell."""
+        return any(worker.busy for worker in self._workers)
+
+    def idle(self, key: str, tell: Watch) -> Worker | None:
+        """One that runs nothing, started if need be for the cell ``key``; None if there may be no more.
+
+        Raises:
+            StorageError: If there is none and none can be started.
+        """
+        for worker in self._workers:
+            if not worker.busy:
+                return worker
+        if len(self._workers) < self._size:
+            try:
+                self._workers.append(Worker(self._runner, self._threads))
+                return self._workers[-1]
+            except OSError as error:
+                why = f"can't start a worker process: {error.strerror}"
+                self._size = len(self._workers)
+                if not self._workers:
+                    raise StorageError(f"{why}; what was computed is kept, the same command continues") from error
+                tell(Event(key, "note", text=f"{why}; going on with {self._size}"))
+        return None
+
+    def events(self) -> Iterator[tuple[Experiment, Event | str]]:
+        """What happened to which cell within a second; a text says how the process ended that ran it."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for connection in wait_for(list(by_connection), timeout=1):
+            worker = by_connection[connection]  # type: ignore[index]
+            experiment, event = worker.busy, None
+            try:
+                event = worker.connection.recv()
+            except (EOFError, OSError):
+                self._workers.remove(worker)
+                event = worker.end()
+            else:
+                if event.ended:
+                    worker.busy = None
+            if experiment:
+                yield experiment, event
 
     def stop(self) -> None:
-        """End the process, after the checkpoint of the cell that it runs."""
-        try:
-            if self.busy and self.process.pid:
-                os.kill(self.process.pid, signal.SIGINT)
-            self.connection.send(None)
-        except (OSError, ValueError):  # it has ended already
-            pass
-        self.process.join(30)
-        if self.process.is_alive():
-            self.process.kill()
-
-
-def _work(connection: Connection, runner: CellRunner, threads: int) -> None:
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # ignored in the background of a script
-        signal.signal(signal.SIGINT, _interrupted_once)
-    torch.set_num_threads(threads)
-    try:
-        while (task := connection.recv()) is not None:
-            settings, path = task
-            runner(Experiment.of(settings), path, report=connection.send)
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):
-        return  # interrupted, or the parent has ended; the run has written its checkpoint
-
-
-def _interrupted_once(*_: Any) -> None:
-    """Ignore further interrupts while saving: at Ctrl-C, the terminal and the parent process both send one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+        """End all of them, after the checkpoints of the cells that they run."""
+        for worker in self._workers:
+            worker.dismiss()
+        for worker in self._workers:
+            worker.end()

@@ -118,14 +118,13 @@ def published(updates: list[list[float]], start: list[float], noises: list[list[
         members = [j for j in range(n) if labels[j] == labels[i]] if labels[i] >= 0 else [i]
         accepted.append(sum(suspicious[j] for j in members) / len(members) < 1 / 3)
     chosen = [i for i in range(n) if accepted[i]]
-    mean = [0.0] * len(start)
-    for part in (range(LAYOUT.n_parameters), range(LAYOUT.n_parameters, LAYOUT.size)):  # parameters, statistics
-        lengths = [sqrt(sum(u[k] ** 2 for k in part)) for u in updates]
-        order = sorted(lengths)
-        bound = (order[n // 2] + order[(n - 1) // 2]) / 2
-        for i in chosen:
-            for k in part:
-                mean[k] += updates[i][k] * min(1, bound / lengths[i]) / len(chosen)
+    mean = [0.0] * LAYOUT.n_parameters
+    lengths = [sqrt(sum(v**2 for v in u[: LAYOUT.n_parameters])) for u in updates]
+    order = sorted(lengths)
+    bound = (order[n // 2] + order[(n - 1) // 2]) / 2
+    for i in chosen:
+        for k in range(LAYOUT.n_parameters):
+            mean[k] += updates[i][k] * min(1, bound / lengths[i]) / len(chosen)
     return accepted, mean, exceedings
 
 
@@ -168,7 +167,9 @@ def test_backdoored_clients_are_found(dtype: torch.dtype) -> None:
     found = DeepSight()(u, seen(torch.zeros(LAYOUT.size, dtype=dtype)))
     assert found.accepted is not None
     assert found.accepted.tolist() == [False] * 3 + [True] * 8
-    torch.testing.assert_close(found.update, u.matrix[3:].mean(dim=0), rtol=2e-2, atol=0)  # half of them are clipped
+    torch.testing.assert_close(
+        found.update, u.parameters[3:].mean(dim=0), rtol=2e-2, atol=0
+    )  # half of them are clipped
     torch.testing.assert_close(found.weights, found.accepted.to(dtype) / 8)
     assert found.scores is not None
     assert found.scores.tolist() == pytest.approx([0.8] * 3 + [0] * 8)
@@ -263,7 +264,7 @@ class TestEdges:
         found = DeepSight()(same, seen(torch.zeros(LAYOUT.size)))
         assert found.accepted is not None
         assert found.accepted.all()
-        torch.testing.assert_close(found.update, u.matrix[0])
+        torch.testing.assert_close(found.update, u.parameters[0])
 
     def test_zero_rows_move_nothing(self) -> None:
         found = DeepSight()(
@@ -272,23 +273,13 @@ class TestEdges:
         assert not found.update.any()
         assert found.weights.tolist() == [0] * 4
 
-    def test_running_statistics_are_clipped_to_the_median_length(self) -> None:
-        u = backdoored(11, 3)
-        u.matrix[:, LAYOUT.n_parameters :] = torch.arange(11.0)[:, None]
-        u.matrix[10, LAYOUT.n_parameters :] = 1e6  # an accepted client
-        found = DeepSight()(u, seen(torch.zeros(LAYOUT.size)))
-        assert found.accepted is not None
-        assert found.accepted.tolist() == [False] * 3 + [True] * 8
-        # of 0 to 9 and 1e6 the median is 5: the accepted clients' are 3, 4, and 5 six times
-        torch.testing.assert_close(found.update[LAYOUT.n_parameters :], torch.full((2,), 37 / 8))
-
     @pytest.mark.parametrize("value", [1e30, -3e37])
     def test_huge_row(self, value: float) -> None:
         u = backdoored(11, 0)
         u.matrix[4] *= value
         found = DeepSight()(u, seen(torch.zeros(LAYOUT.size)))
         assert found.update.isfinite().all()
-        assert found.update[: LAYOUT.n_parameters].norm() < 1.1
+        assert found.update.norm() < 1.1
 
     @pytest.mark.parametrize("seed", range(5))
     def test_order_is_irrelevant_where_votes_tie(self, seed: int) -> None:

@@ -212,13 +212,3 @@ def test_function_is_the_class_on_a_matrix_of_parameters(solve: Solve) -> None:
     x = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
     assert torch.equal(geometric_median(x), solve(x).update)
     assert torch.equal(geometric_median(x, 3, 0.01, 0.0), solve(x, iterations=3, smoothing=0.01, tolerance=0.0).update)
-
-
-def test_statistics_have_a_median_of_their_own(make: SimpleNamespace) -> None:
-    x = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
-    statistics = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
-    statistics[0] = 1e6
-    u = make.updates(torch.cat([x, statistics], dim=1), statistics=3)
-    result = GeometricMedian()(u, make.view(u))
-    torch.testing.assert_close(result.update, torch.cat([geometric_median(x), geometric_median(statistics)]))
-    assert result.update[20:].norm() < 3

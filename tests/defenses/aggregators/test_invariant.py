@@ -15,9 +15,8 @@ from torch import Tensor
 from fedsieve.aggregators.invariant import Invariant, agreed, invariant, kept_ranks, votes_needed
 from fedsieve.aggregators.trimmed_mean import TrimmedMean
 from fedsieve.core import linalg
-from fedsieve.core.defense import Aggregate, Updates
+from fedsieve.core.defense import Aggregate
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.layout import Layout
 
 VALUES = st.one_of(st.sampled_from([-1.0, -0.0, 0.0, 1.0, 2.0]), st.floats(-100, 100, allow_subnormal=False))
 
@@ -239,23 +238,6 @@ class TestWeights:
         u = make.updates(torch.ones(3, 2, dtype=dtype))
         result = Invariant()(u, make.view(u))
         assert result.update.dtype == result.weights.dtype == dtype
-
-
-class TestStatistics:
-    layout = Layout.of({"w": torch.empty(2)}, {"var": torch.empty(1)})
-
-    def test_are_trimmed_and_never_masked(self, make: SimpleNamespace) -> None:
-        x = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [1.0, 1.0, 7.0], [1.0, -1.0, -99.0]])
-        u = Updates(x, torch.arange(4), self.layout)
-        result = Invariant()(u, make.view(u))
-        assert result.update.tolist() == [1, 0, 0]  # of -99, -1, 1, 7 the middle two
-        assert result.weights.tolist() == [0.25] * 4  # the first column's alone
-
-    def test_are_0_where_no_parameter_is_kept(self, make: SimpleNamespace) -> None:
-        x = torch.tensor([[1.0, 1.0, 5.0], [-1.0, -1.0, 5.0]])
-        u = Updates(x, torch.arange(2), self.layout)
-        result = Invariant()(u, make.view(u))
-        assert (result.update.tolist(), result.weights.tolist()) == ([0, 0, 0], [0, 0])
 
 
 @pytest.mark.parametrize("preset", ["paper", "code"])

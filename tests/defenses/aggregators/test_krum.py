@@ -12,7 +12,6 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from fedsieve.aggregators.krum import Krum, MultiKrum, krum, multi_krum, select
-from fedsieve.core.defense import Updates
 from fedsieve.core.errors import BoundError, ParameterError
 
 # Binary fractions: sums and squares of them are exact, so that a tie in the paper's arithmetic is one here.
@@ -223,28 +222,3 @@ class TestFunctions:
     def test_keep(self) -> None:
         with pytest.raises(ParameterError, match=r"^multi-krum: keep must be at least 1, got 0$"):
             multi_krum(torch.zeros(8, 2), f=1, keep=0)
-
-
-class TestStatistics:
-    """Parameters decide; the selected clients' statistics are clipped to the median length of all clients'."""
-
-    def updates(self, make: SimpleNamespace) -> Updates:
-        # lengths of the statistics: 5, 5, 10, 1e6, 1e6, 5, 5; Krum selects the client with 10, of parameter 2
-        statistics = [[3.0, 4.0], [3.0, 4.0], [6.0, 8.0], [1e6, 0.0], [0.0, 1e6], [3.0, 4.0], [3.0, 4.0]]
-        parameters = [[8.0], [0.0], [2.0], [1.0], [100.0], [100.0], [4.0]]
-        u: Updates = make.updates(torch.cat([torch.tensor(parameters), torch.tensor(statistics)], dim=1), statistics=2)
-        return u
-
-    def test_krum(self, make: SimpleNamespace) -> None:
-        u = self.updates(make)
-        result = Krum()(u, make.view(u, f=2))
-        assert result.update.tolist() == [2, 3, 4]
-        assert result.weights.tolist() == [0, 0, 1, 0, 0, 0, 0]
-
-    def test_multi_krum(self, make: SimpleNamespace) -> None:
-        u = self.updates(make)
-        result = MultiKrum(keep=3)(u, make.view(u, f=2))
-        # the rows of parameters 2, 1 and 0, with statistics (3, 4), (5, 0) and (3, 4)
-        torch.testing.assert_close(result.update, torch.tensor([1, 11 / 3, 8 / 3]))
-        assert result.accepted is not None
-        assert result.accepted.tolist() == [False, True, True, True, False, False, False]

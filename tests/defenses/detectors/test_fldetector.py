@@ -218,6 +218,7 @@ class TestDecision:
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"references": 0}, "references must be at least 1, got 0"),
         ({"start": -1}, "start must be at least 0, got -1"),
+        ({"forget_after": 0}, "forget_after must be at least 1, got 0"),
     ],
 )
 def test_out_of_range(parameters: dict[str, int], message: str) -> None:

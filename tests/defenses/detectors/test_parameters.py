@@ -51,12 +51,14 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "near_duplicates": ({}, 0.5),
         "memory": ({}, 0.3),
         "error_rate": ({}, 0.2),
+        "forget_after": ({}, 1),
     },
     "tolpegin": {"label": ({}, 1), "layer": ({}, "all")},
     "fldetector": {
         "window": ({"start": 1}, 2),
         "start": ({"window": 1}, 4),
         "references": ({"window": 1, "start": 0, "references": 1}, 30),
+        "forget_after": ({"window": 3, "start": 0}, 1),
     },
 }
 
@@ -73,7 +75,10 @@ class Round:
 
 @pytest.fixture(scope="module")
 def played() -> list[Round]:
-    """Rounds of a small network, three clients of which flip labels; the server adds the mean of benign updates."""
+    """Rounds of a small network, three clients of which flip labels; the server adds the mean of benign updates.
+
+    In round 5 one benign client is away.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, params = FlatModel.of(MLP((20,), CLASSES, hidden=(40,)))
@@ -87,7 +92,8 @@ def played() -> list[Round]:
     for t in range(ROUNDS):
         rows = trainer.updates(params, data, t)
         root = RootClient(trainer, held, CLASSES, params, t)
-        found.append(Round(Updates(rows, torch.arange(100, 100 + N), model.layout), params, root))
+        here = torch.arange(N) != (N - 1 if t == 5 else N)
+        found.append(Round(Updates(rows[here], torch.arange(100, 100 + N)[here], model.layout), params, root))
         params = params + rows[M:].mean(dim=0)
     return found
 

@@ -200,6 +200,7 @@ class TestErrors:
             ({"residual_norm": math.inf}, "residual_norm must be positive and finite, got inf"),
             ({"error_rate": 0.5}, "error_rate must be in (0, 0.5), got 0.5"),
             ({"error_rate": 0.0}, "error_rate must be in (0, 0.5), got 0.0"),
+            ({"forget_after": 0}, "forget_after must be at least 1, got 0"),
         ],
     )
     def test_out_of_range(self, parameters: dict[str, Any], message: str) -> None:

@@ -22,7 +22,7 @@ def history_of(rounds: list[dict[int, float]]) -> dict[str, Tensor]:
     history = None
     for seen in rounds:
         ids, values = torch.tensor(list(seen)), torch.tensor(list(seen.values()), dtype=F64)
-        history = remember(history, ids, torch.stack([values, 2 * values], dim=1), MEMORY)
+        history = remember(history, ids, torch.stack([values, 2 * values], dim=1), MEMORY, 10)
     assert history is not None
     return history
 
@@ -54,10 +54,20 @@ def test_absent_clients_keep_their_measurements() -> None:
     assert mean.tolist() == [[2.0, 4.0]]
 
 
+def test_clients_that_do_not_come_back_are_forgotten() -> None:
+    rounds = [{1: 2.0, 3: -1.0}, *[{3: 0.5}] * 3]
+    values = torch.tensor([[4.0, 8.0]], dtype=F64)
+    for forget_after, expected in ((4, (MEMORY * 2 + 4) / (MEMORY + 1)), (3, 4.0)):  # away for three rounds
+        history = remember(history_of(rounds), torch.tensor([1]), values, MEMORY, forget_after)
+        mean, _ = estimates(history, torch.tensor([1]), torch.ones(2, dtype=F64))
+        assert mean[0].tolist() == pytest.approx([expected, 2 * expected])
+        assert dict(zip(history["ids"].tolist(), history["absent"].tolist(), strict=True)) == {1: 0, 3: 1}
+
+
 def test_inputs_are_unchanged() -> None:
     history = history_of([{1: 2.0, 3: -1.0}])
     before = {name: tensor.clone() for name, tensor in history.items()}
-    remember(history, torch.tensor([1]), torch.ones(1, 2, dtype=F64), MEMORY)
+    remember(history, torch.tensor([1]), torch.ones(1, 2, dtype=F64), MEMORY, 10)
     assert all(torch.equal(history[name], before[name]) for name in history)
 
 
@@ -70,7 +80,7 @@ def test_error_rate(spread: float) -> None:
     history, ids = None, torch.arange(n)
     for _ in range(30):
         values = spread * torch.randn(n, 1, generator=g, dtype=F64)
-        history = remember(history, ids, values, 0.95)
+        history = remember(history, ids, values, 0.95, 10)
         mean, error = estimates(history, ids, torch.tensor([0.2**2], dtype=F64))
         wrong, decisions = wrong + int((mean - 2.326 * error > 0).sum()), decisions + n
     assert wrong / decisions < 0.015

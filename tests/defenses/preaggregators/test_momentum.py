@@ -60,7 +60,8 @@ def test_by_hand(make: SimpleNamespace) -> None:
     u = make.updates([[8.0], [4.0]], [7, 3])
     first = stage.preaggregate(u, make.view(u))
     assert first.updates.matrix.tolist() == [[8], [4]]
-    assert {name: tensor.tolist() for name, tensor in first.state.items()} == {"ids": [3, 7], "momentum": [[4], [8]]}
+    found = {name: torch.as_tensor(value).tolist() for name, value in first.state.items()}
+    assert found == {"ids": [3, 7], "momentum": [[4], [8]], "absent": [0, 0], "most": 40}
     u = make.updates([[0.0], [100.0]], [3, 5])  # 7 is away, 5 is new
     second = stage.preaggregate(u, make.view(u, state=first.state))
     assert second.updates.matrix.tolist() == [[2], [100]]
@@ -69,6 +70,17 @@ def test_by_hand(make: SimpleNamespace) -> None:
     u = make.updates([[0.0], [0.0]], [5, 7])
     third = stage.preaggregate(u, make.view(u, state=second.state))
     assert third.updates.matrix.tolist() == [[50], [4]]
+
+
+def test_clients_that_do_not_come_back_are_forgotten(make: SimpleNamespace) -> None:
+    for away, expected in ((1, 2.0), (2, 2.0), (3, 0.0)):
+        stage, state = Momentum(beta=0.5, forget_after=3), None
+        for ids in ([3, 7], *[[7]] * away, [3, 7]):
+            u = make.updates([[4.0] if state is None else [0.0]] * len(ids), ids)
+            done = stage.preaggregate(u, make.view(u, state=state))
+            state = done.state
+        assert done.updates.matrix[0].item() == expected
+        assert state["absent"].tolist() == [0, 0]
 
 
 def test_noise_shrinks_and_a_repeated_attack_does_not(make: SimpleNamespace) -> None:
@@ -106,7 +118,7 @@ def test_order_of_the_clients_is_irrelevant(make: SimpleNamespace) -> None:
     moved = make.updates(x[order], u.client_ids[order])
     state = stage.preaggregate(u, make.view(u)).state
     other = stage.preaggregate(moved, make.view(moved)).state
-    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert all(torch.equal(state[name], other[name]) for name in ("ids", "momentum", "absent"))
     again = stage.preaggregate(moved, make.view(moved, state=state)).updates.matrix
     assert torch.equal(again, stage.preaggregate(u, make.view(u, state=state)).updates.matrix[order])
 
@@ -115,7 +127,7 @@ def test_input_is_unchanged(make: SimpleNamespace) -> None:
     u = make.updates([[1.0, 2.0], [3.0, 4.0]])
     stage = Momentum()
     state = stage.preaggregate(u, make.view(u)).state
-    held = [u.matrix, u.client_ids, *state.values()]
+    held = [u.matrix, u.client_ids, *(state[name] for name in ("ids", "momentum", "absent"))]
     before = [tensor.clone() for tensor in held]
     done = stage.preaggregate(u, make.view(u, state=state))
     done.updates.matrix.fill_(7)
@@ -144,6 +156,11 @@ def test_dtype_and_huge_rows(make: SimpleNamespace, dtype: torch.dtype) -> None:
         assert done.updates.matrix.dtype == state["momentum"].dtype == dtype
         assert done.updates.matrix.isfinite().all()
         assert done.updates.matrix[0].item() == pytest.approx(1)
+
+
+def test_forget_after() -> None:
+    with pytest.raises(ParameterError, match=r"momentum: forget_after must be at least 1, got 0"):
+        Momentum(forget_after=0)
 
 
 @pytest.mark.parametrize("beta", [1.0, -0.1, float("nan")])

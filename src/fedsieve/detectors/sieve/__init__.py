@@ -53,6 +53,7 @@ class Sieve:
         near_duplicates: Two masks are near-duplicates if at most this share of their entries differs, in [0, 1).
         memory: Factor on the weight of a client's measurements each time it takes part again, in [0, 1).
         error_rate: Probability that a client exactly at the limits is rejected in a round, in (0, 0.5).
+        forget_after: Rounds after which a client that does not come back is forgotten; at least 1.
     """
 
     gradient_alignment: float = 0.2
@@ -61,6 +62,7 @@ class Sieve:
     near_duplicates: float = 5e-4
     memory: float = 0.95
     error_rate: float = 0.01
+    forget_after: int = 1000
     traits: ClassVar[Traits] = Traits(
         summary="Ours, unpublished: compares clients with the server's own reference updates, over rounds",
         needs=("root data", "state"),
@@ -76,6 +78,8 @@ class Sieve:
             raise ParameterError(f"sieve: residual_norm must be positive and finite, got {self.residual_norm}")
         if not 0 < self.error_rate < 0.5:
             raise ParameterError(f"sieve: error_rate must be in (0, 0.5), got {self.error_rate}")
+        if self.forget_after < 1:
+            raise ParameterError(f"sieve: forget_after must be at least 1, got {self.forget_after}")
 
     def detect(self, updates: Updates, view: ServerView, /) -> Detection:
         """See :class:`fedsieve.core.defense.Detector`."""
@@ -92,7 +96,7 @@ class Sieve:
         columns += [] if seen.statistics is None else [seen.statistics]
         values = torch.cat([torch.stack(columns, dim=1), seen.negative_cosine], dim=1)
         old = view.state or {}
-        history = remember(old.get("history"), ids, values, self.memory)
+        history = remember(old.get("history"), ids, values, self.memory, self.forget_after)
         now = {"label_shifted": shifted, "negative_cosine": seen.class_negative_cosine}
         sums = average(old.get("references"), now, self.memory)
         prior = torch.full_like(values[0], _COSINE_DEVIATION**2)

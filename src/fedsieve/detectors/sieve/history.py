@@ -20,7 +20,11 @@ _APART, _APART_FEW = 3.6, 40.0
 
 
 def remember(
-    old: Mapping[str, Tensor] | None, ids: Int[Tensor, " n"], values: Float64[Tensor, "n f"], memory: float
+    old: Mapping[str, Tensor] | None,
+    ids: Int[Tensor, " n"],
+    values: Float64[Tensor, "n f"],
+    memory: float,
+    forget_after: int,
 ) -> dict[str, Tensor]:
     """Add one round to the client history; ``old`` is not changed.
 
@@ -29,20 +33,28 @@ def remember(
         ids: Client ids of the round, [n].
         values: Measurements of each client, [n, f].
         memory: Factor on the weight of a client's earlier measurements each time it takes part again, in [0, 1].
+        forget_after: Rounds after which a client that does not come back is forgotten.
 
     Returns:
-        ``ids`` of all clients seen, ascending, [k]; ``weights``, the sums of weights and of squared weights, [k, 2];
-        ``sums``, the weighted sums of measurements and of their squares, [k, 2, f].
+        ``ids`` of all clients remembered, ascending, [k]; ``weights``, the sums of weights and of squared weights,
+        [k, 2]; ``sums``, the weighted sums of measurements and of their squares, [k, 2, f]; ``absent``, the rounds
+        since each was last seen, [k].
     """
     if old is None:
         old = {"ids": ids[:0], "weights": values.new_zeros(0, 2), "sums": values.new_zeros(0, 2, values.shape[1])}
+        old["absent"] = ids[:0]
+    recent = old["absent"] < forget_after
+    old = {name: of_clients[recent] for name, of_clients in old.items()}
     known = torch.unique(torch.cat([old["ids"], ids]))
     weights, sums = values.new_zeros(len(known), 2), values.new_zeros(len(known), 2, values.shape[1])
     before, now = torch.searchsorted(known, old["ids"]), torch.searchsorted(known, ids)
     weights[before], sums[before] = old["weights"], old["sums"]
     weights[now] = weights[now] * weights.new_tensor([memory, memory**2]) + 1
     sums[now] = sums[now] * memory + torch.stack([values, values.square()], dim=1)
-    return {"ids": known, "weights": weights, "sums": sums}
+    absent = torch.zeros_like(known)
+    absent[before] = old["absent"] + 1
+    absent[now] = 0
+    return {"ids": known, "weights": weights, "sums": sums, "absent": absent}
 
 
 def estimates(

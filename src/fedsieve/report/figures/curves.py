@@ -3,70 +3,74 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedsieve.core.errors import FedSieveError
-from fedsieve.core.metrics import summarize
+from fedsieve.report.digest import MISSED
+from fedsieve.report.escaping import figure as text
 from fedsieve.report.figures.panels import (
-    MARKERS,
     Lines,
+    Styles,
     add_legend,
+    inner,
     label_left,
-    line_style,
     new_figure,
     over_rounds,
     save,
     separate,
 )
 from fedsieve.report.load import Run
+from fedsieve.report.stored import digest
+
+_TITLE = 36  # characters above a panel
 
 
-def accuracy_over_rounds(runs: Lines, path: Path, failures: bool = False) -> None:
+def accuracy_over_rounds(runs: Lines, path: Path, failures: bool = False, styles: Styles | None = None) -> None:
     """Test accuracy over rounds, one panel per outer key and one line per inner key.
 
     Args:
         runs: Records by panel and line.
         path: Where the picture is written.
         failures: Whether to mark the rounds in which a malicious client was accepted.
+        styles: Of the inner keys, where other figures show them too; by default, those of this figure alone.
     """
     figure, panels = new_figure(len(runs), sharey=True)
-    names = _names(runs)
+    styles = styles or inner(runs)
     for panel, (heading, lines) in zip(panels, runs.items(), strict=False):
         for name, records in lines.items():
-            k = names.index(name)
-            panel.plot(*over_rounds(records, "test_accuracy"), label=name, **line_style(k))
+            panel.plot(*over_rounds(records, "test_accuracy"), label=styles.label(name), **styles.line(name))
             if failures:
-                missed = [r for r in records if (r.false_negative_rate or 0) > 0]
-                points = over_rounds(missed, "test_accuracy")
-                panel.plot(*points, MARKERS[k % len(MARKERS)], color=line_style(k)["color"], markersize=4)
-        panel.set(title=heading, xlabel="round", ylim=(0, 1))
+                panel.plot(*over_rounds(records, MISSED), linestyle="none", markersize=4, **styles.marker(name))
+        panel.set(title=text(heading, _TITLE), xlabel="round", ylim=(0, 1))
         panel.grid(alpha=0.3)
     label_left(panels, "test accuracy")
-    add_legend(figure, panels, "marked: a malicious client was accepted" if failures else "")
+    add_legend(figure, panels, _said("marked: a malicious client was accepted" if failures else "", styles.note))
     save(figure, path)
 
 
-def rates_over_rounds(runs: Lines, path: Path) -> None:
-    """Benign clients rejected (above) and malicious clients missed (below), one column of panels per outer key."""
+def rates_over_rounds(runs: Lines, path: Path, styles: Styles | None = None) -> None:
+    """Benign clients rejected (above) and malicious clients missed (below), one column of panels per outer key.
+
+    Arguments as in :func:`accuracy_over_rounds`.
+    """
     figure, panels = new_figure(2 * len(runs), columns=len(runs), sharey=True)
-    n, names = len(runs), _names(runs)
+    n, styles = len(runs), styles or inner(runs)
     for column, (heading, lines) in enumerate(runs.items()):
         for panel, field in ((panels[column], "false_positive_rate"), (panels[n + column], "false_negative_rate")):
             for name, records in lines.items():
                 x, y = over_rounds(records, field)
                 if x:
-                    panel.plot(x, y, label=name, **line_style(names.index(name)))
+                    panel.plot(x, y, label=styles.label(name), **styles.line(name))
             if not panel.lines:
                 panel.text(0.5, 0.5, "undefined", transform=panel.transAxes, ha="center", color="0.4")
                 panel.set_xticks([])
-        panels[column].set(title=heading, ylim=(-0.03, 1.03))
+        panels[column].set(title=text(heading, _TITLE), ylim=(-0.03, 1.03))
         panels[n + column].set(xlabel="round", ylim=(-0.03, 1.03))
     for panel in panels:
         panel.grid(alpha=0.3)
     if n:
         panels[0].set_ylabel("benign rejected")
         panels[n].set_ylabel("malicious missed")
-    add_legend(figure, panels)
+    add_legend(figure, panels, styles.note)
     save(figure, path)
 
 
@@ -84,45 +88,49 @@ def rates_against(runs: Lines, path: Path) -> None:
         ("benign rejected", "false_positive_rate"),
         ("malicious missed", "false_negative_rate"),
     )
+    styles = Styles(tuple(label for label, _ in lines))
     for panel, (heading, columns) in zip(panels, runs.items(), strict=False):
-        summaries = {_number(name): summarize(records) for name, records in columns.items()}
-        for k, (label, measure) in enumerate(lines):
+        summaries = {_number(name): digest(records).summary for name, records in columns.items()}
+        for label, measure in lines:
             points = [(x, s[measure]) for x, s in sorted(summaries.items()) if s[measure] is not None]
             if points:
-                panel.plot(*separate(points), label=label, marker=MARKERS[k], **line_style(k))
-        panel.set(title=heading, xlabel=next(iter(columns)).partition("=")[0].strip(), ylim=(-0.03, 1.03))
+                panel.plot(*separate(points), label=label, **{**styles.marker(label), **styles.line(label)})
+        name = text(next(iter(columns)).partition("=")[0].strip())
+        panel.set(title=text(heading, _TITLE), xlabel=name, ylim=(-0.03, 1.03))
         panel.set_xticks(sorted(summaries), [f"{x:g}" for x in sorted(summaries)])
         panel.grid(alpha=0.3)
     add_legend(figure, panels)
     save(figure, path)
 
 
-def accuracy_against_share(runs: Mapping[str, Mapping[str, Mapping[str, Run]]], path: Path) -> None:
+def accuracy_against_share(
+    runs: Mapping[str, Mapping[str, Mapping[str, Run]]], path: Path, styles: Styles | None = None
+) -> None:
     """Accuracy against the share of malicious clients; one panel per attack, one line per defense.
 
     Args:
         runs: Runs by attack, defense and share.
         path: Where the picture is written.
+        styles: Of the defenses, where other figures show them too.
     """
     figure, panels = new_figure(len(runs), sharey=True)
-    names = _names(runs)
+    styles = styles or inner(runs)
     for panel, (attack, defenses) in zip(panels, runs.items(), strict=False):
         for defense, by_share in defenses.items():
-            k = names.index(defense)
             points = sorted((float(share), run.summary["late_test_accuracy"]) for share, run in by_share.items())
             points = [(100 * x, y) for x, y in points if y is not None]
             if points:
-                panel.plot(*separate(points), label=defense, marker=MARKERS[k % len(MARKERS)], **line_style(k))
-        panel.set(title=attack, xlabel="malicious clients, %", ylim=(0, 1))
+                look = {**styles.marker(defense), **styles.line(defense)}
+                panel.plot(*separate(points), label=styles.label(defense), **look)
+        panel.set(title=text(attack, _TITLE), xlabel="malicious clients, %", ylim=(0, 1))
         panel.grid(alpha=0.3)
     label_left(panels, "test accuracy")
-    add_legend(figure, panels)
+    add_legend(figure, panels, styles.note)
     save(figure, path)
 
 
-def _names(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """All inner keys; a name has the same colour in every panel."""
-    return list(dict.fromkeys(name for lines in runs.values() for name in lines))
+def _said(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _number(name: str) -> float:

@@ -1,5 +1,6 @@
 """What a detector's diagnosis shows: coordinates of clients, and what masks keep of each layer."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -7,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from fedsieve.core.errors import FedSieveError
 from fedsieve.core.records import RoundRecord
-from fedsieve.report.figures.panels import BENIGN, MALICIOUS, ROOT, Lines, add_legend, new_figure, save, separate
+from fedsieve.report.escaping import figure as text
+from fedsieve.report.figures.panels import (
+    BENIGN,
+    MALICIOUS,
+    ROOT,
+    Lines,
+    add_legend,
+    new_figure,
+    save,
+    separate,
+)
+from fedsieve.report.stored import Rounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,12 +35,13 @@ def mask_scatter(runs: Lines, path: Path) -> None:
         FedSieveError: If a run's records have no coordinates.
     """
     columns = list(dict.fromkeys(name for lines in runs.values() for name in lines))
-    last = {heading: {name: records[-1] for name, records in lines.items()} for heading, lines in runs.items()}
+    last = {heading: {name: _last(records) for name, records in lines.items()} for heading, lines in runs.items()}
     firsts = {heading: next(iter(lines.values())) for heading, lines in last.items()}
     raw = any(record.diagnosis and record.diagnosis.updates for record in firsts.values())
     figure, panels = new_figure(len(runs) * (len(columns) + raw), columns=len(columns) + raw)
     for panel, (heading, name) in zip(panels, product(runs, [*([None] if raw else []), *columns]), strict=False):
-        panel.set(title=f"{heading}\n{name or 'updates'}", xlabel="component 1", ylabel="component 2")
+        above = f"{text(heading, 48)}\n{text('updates' if name is None else name, 48)}"
+        panel.set(title=above, xlabel="component 1", ylabel="component 2")
         if name is None:
             seen = firsts[heading].diagnosis
             if seen and seen.updates:
@@ -43,6 +56,11 @@ def mask_scatter(runs: Lines, path: Path) -> None:
         panel.ticklabel_format(style="sci", scilimits=(-3, 4))
     add_legend(figure, panels)
     save(figure, path)
+
+
+def _last(records: Rounds) -> RoundRecord:
+    (record,) = deque(records, maxlen=1)
+    return record
 
 
 def _clients(
@@ -63,7 +81,7 @@ def _clients(
             for i, client in enumerate(record.clients)
             if (client in record.malicious) == bad and (client in rejected) == out
         ]
-        here = [point for point in here if point[0] is not None]
+        here = [point for point in here if None not in point]
         label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
         colour = MALICIOUS if bad else BENIGN
         panel.scatter(
@@ -76,7 +94,7 @@ def _clients(
         )
 
 
-def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:
+def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
     """The share of each layer that masks keep, of benign and of malicious clients.
 
     One panel per key; a bar from the smallest to the largest client, each a mean over the second half of the rounds,
@@ -87,34 +105,45 @@ def layers_kept(runs: Mapping[str, Sequence[RoundRecord]], path: Path) -> None:
     """
     figure, panels = new_figure(len(runs), sharey=True)
     for panel, (heading, records) in zip(panels, runs.items(), strict=False):
-        half = [r for r in records[len(records) // 2 :] if r.diagnosis is not None]
-        if not half:
+        layers, kept = _kept(records)
+        if not layers:
             raise FedSieveError(f"{path.name}: the records of {heading} have no masks")
-        layers = half[-1].diagnosis.layers if half[-1].diagnosis else ()
         for bad, name, offset, colour, mark in (
             (False, "benign", -0.12, BENIGN, "o"),
             (True, "malicious", 0.12, MALICIOUS, "s"),
         ):
+            label: str | None = name
             for layer in range(len(layers)):
-                means = _kept(half, layer, bad)
+                means = [total / n for client, at, total, n in kept if (client, at) == (bad, layer)]
                 if means:
                     x = layer + offset
                     panel.plot([x, x], [min(means), max(means)], color=colour, linewidth=2)
-                    label = name if layer == 0 else None
                     panel.plot(x, sum(means) / len(means), mark, color=colour, label=label)
-        panel.set(title=heading, ylabel="share of the layer that masks keep" if panel is panels[0] else "")
-        panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+                    label = None  # one entry in the legend
+        panel.set(title=text(heading, 48), ylabel="share of the layer that masks keep" if panel is panels[0] else "")
+        panel.set_xticks(range(len(layers)), map(text, layers), rotation=30, ha="right")
         panel.grid(alpha=0.3, axis="y")
     add_legend(figure, panels)
     save(figure, path)
 
 
-def _kept(records: Sequence[RoundRecord], layer: int, malicious: bool) -> list[float]:
-    """For each malicious (or benign) client, the mean share of a layer that its mask keeps."""
-    shares: dict[int, list[float]] = {}
-    for record in records:
-        for client, kept in zip(record.clients, record.diagnosis.kept if record.diagnosis else (), strict=True):
-            value = kept[layer]
-            if (client in record.malicious) == malicious and value is not None:
-                shares.setdefault(client, []).append(value)
-    return [sum(values) / len(values) for values in shares.values()]
+def _kept(records: Rounds) -> tuple[tuple[str, ...], list[tuple[bool, int, float, int]]]:
+    """Names of the layers, and over the second half of the rounds what the masks of each client keep of each.
+
+    Returns:
+        The names, none without masks; and for each client and layer: whether the client is malicious, the layer, the
+        sum of the shares, and their number.
+    """
+    layers: tuple[str, ...] = ()
+    shares: dict[tuple[bool, int, int], tuple[float, int]] = {}
+    for k, record in enumerate(records):
+        if (seen := record.diagnosis) is None or k < len(records) // 2:
+            continue
+        layers = seen.layers
+        for client, kept in zip(record.clients, seen.kept, strict=True):
+            for layer, value in enumerate(kept):
+                if value is not None:
+                    key = (client in record.malicious, client, layer)
+                    total, n = shares.get(key, (0.0, 0))
+                    shares[key] = (total + value, n + 1)
+    return layers, [(bad, layer, total, n) for (bad, _, layer), (total, n) in shares.items()]

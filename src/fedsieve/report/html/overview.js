@@ -60,12 +60,12 @@ function overview() {
   const top = best(defenses.map(d => worst.get(d)));
   const table = element("table", {id: "matrix"}, element("caption", {}, heading[0].toUpperCase() + heading.slice(1) + ", %"));
   const head = element("tr", {}, element("th", {scope: "col"}, "defense \\ attack"));
-  for (const a of attacks) head.append(element("th", {scope: "col"}, a));
+  for (const a of attacks) head.append(element("th", {scope: "col", title: a}, a));
   if (worst.size) head.append(element("th", {scope: "col"}, "worst"));
   table.append(element("thead", {}, head));
   const body = element("tbody");
   for (const d of defenses) {
-    const row = element("tr", {}, element("th", {scope: "row"}, d));
+    const row = element("tr", {}, element("th", {scope: "row", title: d}, d));
     for (const a of attacks) {
       const key = JSON.stringify([d, a]), here = cells.get(key), values = numbers.get(key);
       if (!here) { row.append(element("td", {}, element("span", {}, "not run"))); continue; }

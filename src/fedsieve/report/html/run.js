@@ -16,10 +16,16 @@ const label = run => {
   return [`seed ${run.seed}`, ...several].join(", ");
 };
 const CURVES = [["accuracy", "Test accuracy"], ["fpr", "Benign clients rejected"], ["fnr", "Malicious clients missed"], ["success", "Attack success rate"]];
-const COLOURS = ["var(--benign)", "var(--malicious)", "var(--root)", "#cc79a7", "#e69f00"], DASHES = ["", "6 3", "2 3", "8 3 2 3"];
+// The look of a run's curves, by its place among the names of all runs: one for a name, in every panel and cell. The
+// numbers of colours and of dashes have no common divisor, so that 70 names differ in one of the two.
+const COLOURS = ["var(--benign)", "var(--malicious)", "var(--root)", "#cc79a7", "#b8860b", "#8f63d2", "var(--ink)"];
+const DASHES = ["none", "6 3", "2 3", "8 3 2 3", "12 4", "4 6", "12 3 2 3 2 3", "1 5", "14 2", "5 2 5 6"];
+const look = run => ({fill: "none", stroke: COLOURS[run.style % COLOURS.length], "stroke-dasharray": DASHES[run.style % DASHES.length]});
+const DRAWN = 20;
 function curves(runs, chosen) {
   const box = $("curves");
   box.replaceChildren();
+  const shown = runs.filter((run, k) => k < DRAWN || run === chosen);
   for (const [name, title] of CURVES) {
     if (!runs.some(r => r.curves[name])) continue;
     const W = 420, H = 210, L = 38, B = 26;
@@ -30,22 +36,27 @@ function curves(runs, chosen) {
       svg.append(drawn("line", {x1: L, x2: W - 8, y1: y(v), y2: y(v), class: "axis"}), drawn("text", {x: L - 6, y: y(v) + 4, "text-anchor": "end"}, 100 * v));
     }
     svg.append(drawn("text", {x: L, y: H - 8}, "1"), drawn("text", {x: W - 8, y: H - 8, "text-anchor": "end"}, `round ${last}`));
-    runs.slice(0, 20).forEach((run, k) => {
+    for (const run of shown) {
       const line = run.curves[name];
-      if (!line) return;
+      if (!line) continue;
       const points = line[0].map((r, i) => `${x(r).toFixed(1)},${y(line[1][i]).toFixed(1)}`).join(" ");
-      svg.append(drawn("polyline", {points, fill: "none", stroke: COLOURS[k % 5], "stroke-dasharray": DASHES[k % 4], "stroke-width": run === chosen ? 2.6 : 1.3, opacity: run === chosen ? 1 : 0.65}));
-    });
+      svg.append(drawn("polyline", {...look(run), points, "stroke-width": run === chosen ? 2.6 : 1.3, opacity: run === chosen ? 1 : 0.65}));
+    }
     box.append(element("figure", {}, element("figcaption", {}, `${title}, %`), svg));
   }
+  const key = $("curves-key"), said = [];
+  key.replaceChildren();
   if (runs.length > 1) {
-    const key = element("p");
-    runs.slice(0, 20).forEach((run, k) => {
-      const mark = element("i"); mark.style.borderTopColor = COLOURS[k % 5]; mark.style.borderTopStyle = k % 4 ? "dashed" : "solid";
+    for (const run of shown) {
+      const mark = drawn("svg", {viewBox: "0 0 34 4", "aria-hidden": "true"});
+      mark.append(drawn("line", {...look(run), x1: 0, x2: 34, y1: 2, y2: 2, "stroke-width": 2}));
       key.append(element("span", {class: "key"}, mark, label(run)));
-    });
-    box.append(key);
+    }
+    const few = COLOURS.length * DASHES.length;
+    if (shown.length < runs.length) said.push(`${shown.length} of ${runs.length} runs are drawn.`);
+    if (D.styles > few) said.push(`${D.styles} names share ${few} styles.`);
   }
+  $("curves-text").textContent = said.join(" ");
 }
 function map(run) {
   const shown = run.map;
@@ -91,7 +102,7 @@ function scatter(run) {
     const one = all[slider.value], W = 420, H = 320, pad = 26;
     $("round-text").textContent = one.round + 1;
     slider.setAttribute("aria-valuetext", `round ${one.round + 1}`);
-    const bad = new Set(run.map ? run.map.malicious : []), out = new Set(one.rejected);
+    const bad = new Set(one.malicious), out = new Set(one.rejected);
     const cloud = (where, root, caption) => {
       const points = [...where.filter(Boolean), ...(root ? [root] : [])];
       const span = k => { const v = points.map(p => p[k]), a = Math.min(...v), b = Math.max(...v); return [a, b > a ? b : a + 1]; };

@@ -1,0 +1,28 @@
+"""Names that a stranger's records could hold, to be shown literally by every kind of output."""
+
+NASTY = {
+    "rich": "[/] [bold]x[/bold] [link=http://a.b]y[/link]",
+    "emoji code": ":smile: :warning:",
+    "backslash": "a\\[/]\\",
+    "escape sequence": "\x1b[31mred\x1b[2J",
+    "line breaks": "one\ntwo\r\nthree\u2028four",
+    "script": "<!--<script>alert(1)</script>",
+    "end of script": "</script><img src=x onerror=alert(1)>&amp;",
+    "dollars": "$x$ and $\\frac$",
+    "one dollar": "5$ \\$",
+    "LaTeX": "\\input{/etc/passwd} % & # _ { } ~ ^ \\\\",
+    "optional argument": "[5cm] * [",
+    "formula": "=cmd|' /C calc'!A0",
+    "formulas": "+1",
+    "minus": "-1+1",
+    "at": "@SUM(1)",
+    "Markdown": "| a | `b` *c* __d__ [e](http://f) # g",
+    "heading": "# heading",
+    "template": "/*DATA*/ ${x} {{y}}",
+    "long": "n" * 900,
+    "right to left": "a\u202eb\u2066c\u200bd",
+    "surrogate": "lone \ud800",
+    "zero": "a\0b",
+    "underscore": "_hidden",
+    "other scripts": "防御 🛡 دفاع",
+}

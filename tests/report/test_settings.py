@@ -1,0 +1,112 @@
+"""Settings as text: what differs from the defaults, without importing what they name."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedsieve.cli.options import nested_settings
+from fedsieve.config import registry
+from fedsieve.config.experiment import Experiment
+from fedsieve.config.settings import Component
+from fedsieve.report.settings import component, setting
+from fedsieve.report.text import as_command
+
+
+def recorded(tmp_path: Path, base: dict[str, Any] | None = None, **changed: Any) -> Experiment:
+    """An experiment as a report reads it, with some of its settings changed in the file."""
+    settings = yaml.safe_load(Experiment.of(base or {}).to_yaml())
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({**settings, **changed}, sort_keys=False))
+    return Experiment.recorded(tmp_path / "experiment.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        ("defense", "skymask", "skymask"),
+        ("defense", {"name": "skymask", "tau": 0.3}, "skymask (tau=0.3)"),
+        ("defense", ["norm-clipping", "median"], "norm-clipping,median"),
+        ("attack", "mixture", "mixture"),
+        ("attack", {"name": "split-layers", "factor": 2.0}, "split-layers (factor=2.0)"),
+        ("model", {"name": "mlp", "hidden": [9, 8]}, "mlp (hidden=[9, 8])"),
+        ("partition", {"name": "groups", "q": 0.25}, "groups (q=0.25)"),
+    ],
+    ids=str,
+)
+def test_what_differs_from_the_defaults(tmp_path: Path, kind: str, value: Any, said: str) -> None:
+    e = recorded(tmp_path, {kind: value})
+    assert component(kind, getattr(e, kind), e.dataset.name) == said
+
+
+def test_part_of_a_mixture_that_is_not_the_default(tmp_path: Path) -> None:
+    parts = ["min-max", {"name": "scaling", "factor": 5.0}]
+    e = recorded(tmp_path, {"attack": {"name": "mixture", "attacks": parts}})
+    assert component("attack", e.attack, "digits").startswith("mixture (attacks=[{'name': 'min-max'")
+    usual = recorded(tmp_path, {"attack": {"name": "mixture", "attacks": ["min-max", "label-flip", "scaling"]}})
+    assert component("attack", usual.attack, "digits") == "mixture"
+
+
+def test_every_default_is_known() -> None:
+    """A component with its default parameters is shown by its name alone."""
+    for kind in ("attack", "defense", "partition", "dataset", "model"):
+        for name in registry.names(f"{kind}s"):
+            parameters = json.loads(json.dumps(registry.complete(f"{kind}s", name, {})))
+            assert component(kind, Component(name=name, **parameters)) == name
+
+
+EVIL = [
+    {"defense": {"name": "evil:Evil", "x": 1}},
+    {"attack": {"name": "evil:Evil"}},
+    {"dataset": {"name": "evil:Evil", "file": "a"}},
+    {"model": {"name": "evil:Evil"}},
+    {"partition": {"name": "evil:Evil"}},
+    {"defense": {"name": "median,evil:Evil", "evil:Evil": {"x": 1}}},
+    {"attack": {"name": "mixture", "attacks": [{"name": "evil:Evil"}]}},
+    {"server": {"learning_rate": 1.0, "optimizer": {"name": "evil:Evil"}}},
+    {"defense": {"name": "subprocess:Popen", "args": [sys.executable, "-c", "open('ran', 'w')"]}},
+    {"defense": {"name": "no such defense"}},
+]
+
+
+@pytest.mark.parametrize("changed", EVIL, ids=lambda changed: "-".join(changed))
+def test_nothing_is_imported_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\nclass Evil: pass\n")
+    e = recorded(tmp_path, **changed)
+    ((kind, value),) = changed.items()
+    text = component(kind, e.defense, e.dataset.name) if kind == "defense" else str(setting(e))
+    assert kind in ("attack", "server") or value["name"] in text
+    words = shlex.split(as_command(e))
+    assert not (tmp_path / "ran").exists()
+    assert "evil" not in sys.modules
+    # the command has every setting of the experiment
+    options: dict[str, Any] = {}
+    pairs = []
+    for name, word in zip(words[2::2], words[3::2], strict=True):
+        if name == "--set":
+            pairs.append(word)
+        else:
+            options[name[2:]] = int(word) if name[2:] in ("clients", "malicious", "rounds", "seed") else word
+    found = nested_settings(options, pairs)
+    name = found[kind] if isinstance(found[kind], str) else found[kind].get("name", found[kind])
+    assert value.get("name", value) == name or kind == "server"
+
+
+def test_all_parameters_of_another_package_are_shown(tmp_path: Path) -> None:
+    e = recorded(tmp_path, defense={"name": "evil:Evil", "x": 1, "y": [2]})
+    assert component("defense", e.defense, "digits") == "evil:Evil (x=1, y=[2])"
+
+
+def test_a_name_that_cannot_be_seen_is_escaped_in_the_command(tmp_path: Path) -> None:
+    e = recorded(tmp_path, attack={"name": "a\x1b[2J\n", "x": "\u202e"})
+    text = as_command(e)
+    assert text.isprintable()
+    assert text.isascii()
+    words = shlex.split(text)
+    pairs = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
+    assert nested_settings({}, pairs)["attack"] == {"name": "a\x1b[2J\n", "x": "\u202e"}
