@@ -30,6 +30,7 @@ matrix: .venv/ready  ## every attack against every defense on the digits; about 
 
 torture: .venv/ready  ## kills, damage, hostile files, strangers' code, full disks, 10,000 rounds; half an hour on two cores
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow tests
 	$(BIN)/python -m torture
 
 audit: .venv/ready  ## known vulnerabilities of the pinned dependencies; asks PyPI

@@ -2,10 +2,22 @@
 
 import importlib
 import os
+import signal
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Signals as in a terminal: what ``nohup`` or a script's ``&`` ignores would be ignored by what tests start."""
+    for number, usual in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

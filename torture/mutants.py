@@ -34,6 +34,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -43,6 +44,7 @@ PACKAGE = ROOT / "src" / "fedsieve"
 SURVIVORS = Path(__file__).with_suffix("") / "survivors.toml"
 PAGE = ROOT / "docs" / "results" / "mutants.md"
 SAMPLE, LEAST_SHARE = 20, 0.9
+_HANG = 3600  # seconds after which anything is taken to hang
 
 # --- Which tests are those of a file ------------------------------------------------------------------------
 
@@ -439,7 +441,7 @@ class Result:
         mutant: The defect.
         how: ``test``, ``import``, ``crash`` or ``time``; "" for a survivor.
         by: The test that failed.
-        seconds: Time of all stages.
+        seconds: Processor time of all stages.
     """
 
     mutant: Mutant
@@ -456,7 +458,7 @@ class _Stage:
         told: How many tests ran and which failed first, in a process that runs them.
     """
 
-    def __init__(self, path: Path, attempts: Sequence[tuple[Mutant, bytes]], folder: Path, limit: float) -> None:
+    def __init__(self, path: Path, attempts: Sequence[tuple[Mutant, bytes]], folder: Path, limit: int) -> None:
         self.path, self.attempts, self.folder, self.limit = path, attempts, folder, limit
         self.results: list[Result] = []
         self.told: dict[str, Any] | None = None
@@ -467,18 +469,17 @@ class _Stage:
         for count, (mutant, source) in enumerate(self.attempts):
             folder = self.folder / str(count)
             folder.mkdir()
-            began = time.monotonic()
             pid = os.fork()
             if not pid:
                 self.told = {"failed": "", "ran": 0}
                 self.folder = folder
-                _settle(folder)
+                _settle(folder, self.limit)
                 _exchange(self.path, source)
                 return None  # pytest goes on and runs the tests
-            status, seconds = _wait(pid, self.limit), time.monotonic() - began
+            status, seconds = _wait(pid)
             self.results.append(Result(mutant, *_outcome(status, folder), seconds))
             if not count:
-                self.limit = 30 + 5 * seconds
+                self.limit = _limit(seconds)
         return True
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -513,8 +514,13 @@ def _prepare() -> None:
     assert "fedsieve" not in sys.modules
 
 
-def _settle(folder: Path) -> None:
-    """Make this process write to ``folder``, and end with the process that forked it."""
+def _limit(seconds: float) -> int:
+    """Seconds of processor time after which tests hang that take so many without a mutant."""
+    return 20 + ceil(4 * seconds)
+
+
+def _settle(folder: Path, limit: int) -> None:
+    """Make this process write to ``folder``, and end with the process that forked it or after ``limit`` seconds."""
     os.setsid()
     _end_with_parent()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
@@ -522,6 +528,7 @@ def _settle(folder: Path) -> None:
     os.dup2(log, 2)
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))  # not wall time: the machine may have other things to do
 
 
 def _end_with_parent() -> None:
@@ -562,22 +569,22 @@ def _instead(path: Path, source: bytes) -> None:
     loader.path_stats = stats
 
 
-def _wait(pid: int, limit: float) -> int | None:
-    """Exit status of a child, or minus its signal; None where it was killed after ``limit`` seconds."""
-    end = time.monotonic() + limit
+def _wait(pid: int) -> tuple[int, float]:
+    """Exit status of a child, or minus its signal, and its processor time in seconds."""
+    end = time.monotonic() + _HANG
     while time.monotonic() < end:
-        found, status = os.waitpid(pid, os.WNOHANG)
+        found, status, usage = os.wait4(pid, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         time.sleep(0.005)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return None
+    return -signal.SIGXCPU, _HANG
 
 
-def _outcome(status: int | None, folder: Path, early: bool = False) -> tuple[str, str]:
+def _outcome(status: int, folder: Path, early: bool = False) -> tuple[str, str]:
     """How a mutant was noticed, and by which test; a mutant that was planted ``early`` may be noticed at import."""
-    if status is None:
+    if status == -signal.SIGXCPU:
         return "time", ""
     if status < 0:
         return "crash", f"signal {-status}"
@@ -587,7 +594,7 @@ def _outcome(status: int | None, folder: Path, early: bool = False) -> tuple[str
         return "", ""
     if status == 1 and result["failed"]:
         return "test", result["failed"]
-    if early and status in (2, 4):  # a test file or a conftest cannot be imported
+    if early and status in (1, 2, 4) and not result["ran"]:  # a test file or a conftest cannot be imported
         return "import", ""
     raise RuntimeError(f"pytest ended with {status} after {result['ran']} tests\n{_log(folder)}")
 
@@ -601,24 +608,23 @@ def _arguments(file: str, stage: int) -> list[str]:
     return [*names, *doctests, *plain, "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
-def _forked(work: Callable[[], int], limit: float, folder: Path) -> int | None:
-    """Exit status of ``work`` in a process of its own; see :func:`_wait`."""
+def _forked(work: Callable[[], int], limit: int, folder: Path) -> tuple[int, float]:
+    """Run ``work`` in a process of its own; see :func:`_wait`."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
-        return _wait(pid, limit)
+        return _wait(pid)
     status = 70
     try:
-        _settle(folder)
+        _settle(folder, limit)
         status = work()
     finally:
         sys.stdout.flush()
         os._exit(status)
 
 
-def _planted_early(file: str, stage: int, mutant: Mutant, source: bytes, limit: float) -> Result:
+def _planted_early(file: str, stage: int, mutant: Mutant, source: bytes, limit: int) -> Result:
     """Plant a mutant before anything of the package is imported, and run one stage."""
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         plugin = _Stage(PACKAGE / file, [], Path(name), limit)
 
@@ -629,14 +635,14 @@ def _planted_early(file: str, stage: int, mutant: Mutant, source: bytes, limit: 
             _instead(PACKAGE / file, source)
             return int(pytest.main(_arguments(file, stage), plugins=[plugin]))
 
-        how, by = _outcome(_forked(work, limit, Path(name)), Path(name), early=True)
-        return Result(mutant, how, by, time.monotonic() - began)
+        status, seconds = _forked(work, limit, Path(name))
+        return Result(mutant, *_outcome(status, Path(name), early=True), seconds)
 
 
 def _planted_late(file: str, stage: int, attempts: Sequence[tuple[Mutant, bytes]]) -> list[Result]:
     """Collect the tests of one stage, then plant one mutant after the other and run them; the first must survive."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-        plugin = _Stage(PACKAGE / file, attempts, Path(name), 600)
+        plugin = _Stage(PACKAGE / file, attempts, Path(name), _HANG)
 
         def work() -> int:
             import pytest
@@ -646,7 +652,7 @@ def _planted_late(file: str, stage: int, attempts: Sequence[tuple[Mutant, bytes]
                 (Path(name) / "results").write_bytes(pickle.dumps(plugin.results))
             return status
 
-        status = _forked(work, 1e6, Path(name))
+        status, _ = _forked(work, _HANG, Path(name))
         if status != 0:
             raise RuntimeError(f"{file}: the tests cannot be collected\n{_log(Path(name))}")
         results: list[Result] = pickle.loads((Path(name) / "results").read_bytes())  # noqa: S301, our own
@@ -668,7 +674,7 @@ def tested(given: tuple[str, bytes, Sequence[Mutant]]) -> list[Result]:
         left = [m for m, result in results.items() if not result.how]
         late = [(m, m.planted(source)) for m in (none, *left) if m.inside]
         sound, *found = _planted_late(file, stage, late)
-        limit = 60 + 5 * sound.seconds
+        limit = 20 + _limit(sound.seconds)  # these import the package as well
         found += [_planted_early(file, stage, m, m.planted(source), limit) for m in left if not m.inside]
         for result in found:
             results[result.mutant] = replace(result, seconds=result.seconds + results[result.mutant].seconds)

@@ -187,6 +187,7 @@ class TestSignals:
         result = fedsieve_(*MEAN, "--rounds", "4", "--out", "here", "--fresh")
         assert "the same command with --resume in place of --fresh continues from here" in result.err
 
+    @pytest.mark.slow
     def test_a_closed_terminal(self, tmp_path: Path) -> None:
         """As a user runs it: the terminal is gone, and with it standard error."""
         reader, writer = os.pipe()

@@ -142,6 +142,19 @@ class TestAggregate:
         with pytest.raises(StageError, match=r"^Strange returned frozenset in .*key of state; a state is made of"):
             contract.aggregate(Strange(aggregate_of(state={frozenset({1}): 2})), updates(), view())
 
+    def test_levels_of_a_state(self) -> None:
+        def nested(levels: int) -> Any:
+            state: Any = 1.0
+            for _ in range(levels):
+                state = (state,)
+            return state
+
+        for fits in (nested(50), {nested(49): 0}, {0: nested(49)}):
+            assert contract.aggregate(Strange(aggregate_of(state=fits)), updates(), view()).state == fits
+        for deep in (nested(51), {nested(50): 0}, {0: nested(50)}):
+            with pytest.raises(StageError, match="more than 50 levels"):
+                contract.aggregate(Strange(aggregate_of(state=deep)), updates(), view())
+
     def test_scores_of_nan(self) -> None:
         with pytest.raises(UnusableResultError, match=r"^Strange returned 1 of 2 scores that are NaN$"):
             contract.aggregate(Strange(aggregate_of(scores=torch.tensor([NAN, 1.0]))), updates(), view())

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from fedsieve.core import linalg
+from fedsieve.core.errors import ParameterError
+from fedsieve.core.layout import Layout
 
 
 def table(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -224,3 +226,108 @@ class TestClipping:
         assert 1 < within.sum() < 6
         assert torch.equal(clipped[within], x[within])
         assert linalg.row_norms(clipped[~within]).tolist() == pytest.approx([bound] * int((~within).sum()))
+
+    @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
+    def test_bounds_that_are_none(self, bound: float) -> None:
+        with pytest.raises(ParameterError, match=f"^rule: max_norm must be finite and positive, got {bound}$"):
+            linalg.check_max_norm("rule", bound)
+
+    def test_bounds_that_are_some(self) -> None:
+        linalg.check_max_norm("rule", None)
+        linalg.check_max_norm("rule", 1e-300)
+
+    def test_mean_of_the_clipped(self) -> None:
+        x = torch.tensor([[3.0, 4.0], [30.0, 40.0], [0.0, 10.0]])
+        mean, bound = linalg.median_clipped_mean(x, torch.tensor([True, True, False]))
+        assert (mean.tolist(), bound) == ([4.5, 6.0], 10)
+        mean, bound = linalg.median_clipped_mean(x, torch.tensor([False] * 3))
+        assert (mean.tolist(), bound) == ([0, 0], 10)
+
+
+class TestCosineDistances:
+    @pytest.mark.parametrize("origin", [None, table(1, 30, seed=2)[0]])
+    def test_against_loops(self, origin: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = table(6, 30)
+        rows = x if origin is None else x + origin
+        expected = [[1 - float(a @ b / (a.norm() * b.norm())) for b in rows] for a in rows]
+        found = linalg.cosine_distances(x, origin)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+        assert torch.equal(found, found.T)
+
+    def test_blocks_do_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, origin = table(5, 3000), table(1, 3000, seed=1)[0]
+        expected = linalg.cosine_distances(x, origin)
+        monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
+        torch.testing.assert_close(linalg.cosine_distances(x, origin), expected, rtol=1e-12, atol=1e-14)
+
+    def test_parallel_rows_are_at_distance_0(self) -> None:
+        v, w = table(2, 50)
+        rows = [v * factor for factor in (1, 1 / 3, 7, 1e-9, 0.1, 1e9)] + [-v / 3, w]
+        found = linalg.cosine_distances(torch.stack(rows))
+        assert not found[:6, :6].any()
+        assert found[6, :6].tolist() == pytest.approx([2] * 6)
+        assert (found[7, :7] > 0.1).all()
+
+    def test_nearly_parallel_rows_are_not(self) -> None:
+        found = linalg.cosine_distances(torch.tensor([[1.0, 0.0], [1.0, 1e-5], [0.0, 1.0]], dtype=torch.float64))
+        assert found[0, 1].item() == pytest.approx(5e-11, rel=1e-4)
+
+    def test_rows_of_zeros(self) -> None:
+        x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
+        assert linalg.cosine_distances(x).tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+        moved = linalg.cosine_distances(x - torch.ones(2), torch.ones(2))
+        assert torch.equal(moved, linalg.cosine_distances(x))
+
+    def test_tiny_rows(self) -> None:
+        x = torch.tensor([[1e-30, 0.0], [0.0, 1e-38], [1e30, 0.0]])
+        assert linalg.cosine_distances(x).tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+
+
+class TestMeanOfRanks:
+    X = torch.tensor([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0], [93.0, 0.0]])
+
+    @pytest.mark.parametrize(
+        ("start", "stop", "mean", "weights"),
+        [
+            (1, 3, [3, 5], [1 / 6, 5 / 12, 5 / 12, 0]),
+            (0, 4, [25, 3.75], [0.25] * 4),
+            (0, 1, [1, 0], [0.5, 0, 0, 0.5]),
+            (3, 4, [93, 5], [1 / 6, 1 / 6, 1 / 6, 0.5]),
+        ],
+    )
+    def test_by_hand(self, start: int, stop: int, mean: list[float], weights: list[float]) -> None:
+        found = linalg.mean_of_ranks(self.X, start, stop)
+        assert [t.tolist() for t in found] == [pytest.approx(mean), pytest.approx(weights)]
+
+    def test_only_some_columns_count(self) -> None:
+        mean, weights = linalg.mean_of_ranks(self.X, 1, 3, torch.tensor([True, False]))
+        assert (mean.tolist(), weights.tolist()) == ([3, 5], [0, 0.5, 0.5, 0])
+        mean, weights = linalg.mean_of_ranks(self.X, 1, 3, torch.tensor([False, False]))
+        assert (mean.tolist(), weights.tolist()) == ([3, 5], [0, 0, 0, 0])
+
+    def test_blocks_do_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, counted = table(7, 3000), torch.arange(3000) % 3 == 0
+        expected = linalg.mean_of_ranks(x, 2, 5, counted)
+        monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
+        for found, other in zip(linalg.mean_of_ranks(x, 2, 5, counted), expected, strict=True):
+            torch.testing.assert_close(found, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "weight", "bias"),
+    [
+        ({"a": (4, 3), "b": (4,), "out": (2, 4), "bias": (2,)}, "out", "bias"),
+        ({"a": (4, 3), "out": (2, 4)}, "out", None),
+        ({"a": (4, 3), "out": (2, 4), "scale": (4,)}, "out", None),
+        ({"conv": (2, 1, 3, 3), "bias": (2,), "scale": (7,)}, "conv", "bias"),
+        ({"a": (4,), "out": (2,)}, "out", None),  # no parameter of two dimensions
+        ({"out": (3,)}, "out", None),
+        ({"out": (2, 4), "bias": (2,), "scale": (2,)}, "out", "bias"),
+    ],
+)
+def test_output_layer(shapes: dict[str, tuple[int, ...]], weight: str, bias: str | None) -> None:
+    parameters = {name: torch.empty(shape) for name, shape in shapes.items()}
+    layout = Layout.of(parameters, {"running_mean": torch.empty(2), "more": torch.empty(2, 2)})
+    found = linalg.output_layer(layout)
+    assert found[0].name == weight
+    assert (None if found[1] is None else found[1].name) == bias

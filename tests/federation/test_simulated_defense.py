@@ -14,7 +14,7 @@ from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.layout import Layout
 from fedsieve.core.seeding import stream
 from fedsieve.detectors.sieve.reference import train_references
-from fedsieve.federation import adversary, clients, server
+from fedsieve.federation import adversary, clients, root, server
 from fedsieve.federation.simulation import Simulation
 from tests.federation.conftest import DIGITS, TINY, simulation, timeless
 
@@ -88,15 +88,16 @@ class TestNothingOfTheServersCanBePredicted:
 
             return call
 
-        for module in (adversary, clients, server):
+        for module in (adversary, clients, root, server):
             monkeypatch.setattr(module, "stream", watched)
         monkeypatch.setattr(adversary.Adversary, "send", acting("adversary", adversary.Adversary.send))
         monkeypatch.setattr(server.Server, "step", acting("server", server.Server.step))
         sim = simulation(DIGITS, attack="sign-flip", defense="sieve", knows_defense=True)
         sim = dataclasses.replace(sim, adversary=dataclasses.replace(sim.adversary, attack=Simulating()))
         assert len(list(sim.rounds())) == 2
-        assert {purpose for _, purpose, _, _ in opened["server"]} == {"defense", "batches"}
-        assert {purpose for _, purpose, _, _ in opened["adversary"]} == {"attack", "simulated defense", "batches"}
+        training = {"batches", "dropout/0", "root dropout"}
+        assert {purpose for _, purpose, _, _ in opened["server"]} == {"defense", *training}
+        assert {purpose for _, purpose, _, _ in opened["adversary"]} == {"attack", "simulated defense", *training}
         assert opened["server"] & (opened["adversary"] | opened["clients"]) == set()
         # by its own seed, not only by the client: the server's seed opens no stream of root models for the attacker
         seeds = {seed for seed, purpose, _, client in opened["adversary"] if purpose == "batches" and client < 0}

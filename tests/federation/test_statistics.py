@@ -85,9 +85,9 @@ class TestWhose:
     @pytest.mark.parametrize("scale", [1.0, 1e30])
     @pytest.mark.parametrize(("sent", "expected"), [(2.0, 2.0), (2.001, 1.0), (-2.0, -2.0), (-2.5, 1.0)])
     def test_up_to_twice_as_long_as_that_of_all(self, scale: float, sent: float, expected: float) -> None:
-        x = scale * torch.tensor([[1.0], [1.0], [1.0], [1.0], [sent]])
+        x = scale * torch.tensor([[1.0, -1], [1, -1], [1, -1], [1, -1], [sent, -sent]])
         found = combined(x, result([0.0, 0, 0, 0, 1], [False] * 4 + [True]))
-        torch.testing.assert_close(found, scale * torch.tensor([expected]))
+        torch.testing.assert_close(found, scale * torch.tensor([expected, -expected]))
 
     @pytest.mark.parametrize(
         ("found", "expected"),

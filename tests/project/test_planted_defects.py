@@ -47,8 +47,8 @@ DEFECTS = {
     ),
     "global generator": Defect(
         "aggregators/weak_dp.py",
-        "torch.randn(n_parameters, generator=generator)",
-        "torch.randn(n_parameters)",
+        "torch.randn(len(mean), generator=generator)",
+        "torch.randn(len(mean))",
         (CONFORMANCE, "-k", "weak-dp"),
         "test_global_randomness_is_left_alone[weak-dp]",
     ),

@@ -73,6 +73,7 @@ def straight(doubles: ModuleType, tmp_path: Path) -> list[str]:
 
 
 class TestEveryPoint:
+    @pytest.mark.slow
     def test_of_a_run_that_dies(self, straight: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         points = calls_of(tmp_path / "count", monkeypatch)
         assert points > 50
@@ -88,6 +89,7 @@ class TestEveryPoint:
             assert len(notes) <= 1, k
             assert not any("going on from" in note for note in notes), k  # no file is damaged, at no time
 
+    @pytest.mark.slow
     def test_of_a_run_that_dies_twice(
         self, straight: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -111,6 +113,7 @@ class TestEveryPoint:
             k += 3
         assert k > 25
 
+    @pytest.mark.slow
     def test_of_a_run_that_is_made_longer(
         self, straight: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -131,6 +134,7 @@ class TestEveryPoint:
             k += 2
         assert k > 20
 
+    @pytest.mark.slow
     def test_of_a_run_that_is_replaced(
         self, straight: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -322,6 +326,7 @@ fedsieve.cli.main()
     ],
     ids=["file size", "handles"],
 )
+@pytest.mark.slow
 def test_limits_of_a_process(tmp_path: Path, limit: str, said: str) -> None:
     tests = str(Path(__file__).parents[1])
 

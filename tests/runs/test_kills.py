@@ -145,6 +145,8 @@ from fedsieve.runs.signals import interruptible
 from fedsieve.runs.sweep import sweep
 from tests.runs.test_kills import LONG
 
+pytestmark = pytest.mark.slow
+
 def watch(event):
     if event.round >= 3:
         os.kill(os.getpid(), signal.SIGKILL)

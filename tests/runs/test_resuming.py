@@ -490,6 +490,7 @@ class TestDamage:
         (out / CHECKPOINT).write_bytes(whole[:k] + after)
         self.goes_on(out, straight, f"{CHECKPOINT}: it is ")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["experiment.yaml", "environment.json", "records.jsonl", PREVIOUS])
     def test_a_byte_of_another_file(self, straight: Path, tmp_path: Path, name: str) -> None:
         """The run goes on as if nothing had happened, or is refused in one line."""

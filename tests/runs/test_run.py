@@ -109,6 +109,7 @@ class TestSame:
         assert_same_run(tmp_path / "new", tmp_path / "straight")
 
 
+@pytest.mark.slow
 class TestThreads:
     @pytest.mark.parametrize("defense", [{"name": "skymask", "mask_steps": 3}, "sieve"], ids=["skymask", "sieve"])
     def test_decisions_do_not_depend_on_their_number(self, tmp_path: Path, defense: Any) -> None:

@@ -153,6 +153,7 @@ class TestElsewhere:
         assert [event.kind for event in events if event.kind in ("elsewhere", "done")] == ["elsewhere", "done"]
 
 
+@pytest.mark.slow
 def test_records_depend_on_threads_and_not_on_jobs(tmp_path: Path) -> None:
     many = {"attack": "min-max", "clients": 9, "malicious": 2, "local": {"batch_size": 64}}
     cells = expand({**TINY, **many, "defense": ["flame", "sieve"]})
@@ -164,12 +165,14 @@ def test_records_depend_on_threads_and_not_on_jobs(tmp_path: Path) -> None:
         assert json.loads((one / "environment.json").read_text())["threads"] == 1
 
 
+@pytest.mark.slow
 def test_every_run_has_the_threads_that_were_asked_for(tmp_path: Path) -> None:
     (cell,) = expand(TINY)
     assert swept([cell], tmp_path, jobs=5, threads=3)[0] == {cell.key: ""}
     assert json.loads((tmp_path / cell.key / "environment.json").read_text())["threads"] == 3
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_cells(tmp_path: Path) -> None:
     grid = {**TINY, "rounds": 12, "attack": ["none", "scaling"], "defense": ["mean", "sieve"]}
     file, out, cells = tmp_path / "grid.yaml", tmp_path / "shared", expand(grid)
@@ -228,6 +231,7 @@ class TestUnreadableCells:
 class TestStorage:
     """A full disk ends the sweep in one line; what was computed is kept."""
 
+    @pytest.mark.slow
     def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cells = expand({**TINY, "seed": [0, 1, 2]})
         (tmp_path / f"full-{cells[1].key}").touch()

@@ -7,6 +7,7 @@ Variant: cosine distances between the local models, as Algorithm 1 has it; ``ang
 updates, as several later codes do. HDBSCAN with clusters of more than n / 2 points and one neighbour: as the distance
 allowed between neighbours grows, the first connected group of more than half the clients is accepted. Benign clients
 at the edge of that group are rejected, attack or not.
+Departs: nothing.
 """
 
 from dataclasses import dataclass

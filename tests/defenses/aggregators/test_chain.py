@@ -230,6 +230,23 @@ def test_f_is_lowered_to_the_bound_and_no_further(stage: Any, n: int, f: int, as
     assert tolerable(stage, n, f) == assumed
 
 
+def test_a_bound_that_never_holds_assumes_nobody() -> None:
+    class Never:
+        def check(self, n_clients: int, n_malicious: int, /) -> None:
+            raise BoundError("never")
+
+        def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+            raise AssertionError
+
+    assert [tolerable(Never(), 5, f) for f in (0, 1, 3)] == [0, 0, 0]
+
+
+def test_nobody_is_left_of_a_model_of_one_parameter(make: SimpleNamespace) -> None:
+    u = make.updates([[1.0], [2.0]])
+    result = Chain((Rejects((100, 101)),), Mean())(u, make.view(u))
+    assert (result.update.tolist(), result.weights.tolist()) == ([0], [0, 0])
+
+
 def test_f_behind_a_detector(make: SimpleNamespace) -> None:
     u = make.updates([[1.0]] * 6)
     first, second = Doubles(), Doubles()
