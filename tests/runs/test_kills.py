@@ -29,6 +29,8 @@ from fedsieve.runs.worker import Worker
 from tests.runs.conftest import CPU, TINY, without_seconds
 from tests.runs.spoiler import Spoiler
 
+pytestmark = pytest.mark.slow  # starts and kills processes
+
 EIGHT: dict[str, Any] = {**TINY, "rounds": 8, "evaluate_every": 1}
 
 
@@ -144,8 +146,6 @@ from fedsieve.runs.grid import expand
 from fedsieve.runs.signals import interruptible
 from fedsieve.runs.sweep import sweep
 from tests.runs.test_kills import LONG
-
-pytestmark = pytest.mark.slow
 
 def watch(event):
     if event.round >= 3:
