@@ -704,8 +704,8 @@ def page(done: Sequence[Result], places: dict[str, int], sampled: int) -> str:
     lines = [
         "# Planted defects",
         "",
-        "`python torture/mutants.py` (about a quarter of an hour on two cores): small defects planted into the code "
-        "that decides who is believed, one at a time, each followed by the tests of that file. "
+        f"`python torture/mutants.py --sample {sampled}`: small defects planted into the code that decides who is "
+        "believed, one at a time, each followed by the tests of that file. "
         f"**{killed} of {len(done)} were noticed ({killed / len(done):.1%})**: {hows['test']} by a test, "
         f"{hows['import']} at import, {hows['time']} because the tests hung, {hows['crash']} by a crash. How they are "
         "made, and what counts, is said at the top of [the script](../../torture/mutants.py).",
@@ -732,7 +732,7 @@ def _code(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plant, test, and write the page where all files were sampled as usual; 1 if too many survive."""
+    """Plant, test, and write the page if the sample is the usual one of all files; 1 if too many survive."""
     parser = argparse.ArgumentParser(description="Plant small defects and count those that the tests notice.")
     parser.add_argument("--file", action="append", help="only files whose path contains this; may be repeated")
     parser.add_argument("--only", default="", help="only mutants whose changed line contains this, all of them")
@@ -769,7 +769,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     order = {m.key: k for k, m in enumerate(m for found in chosen.values() for m in found)}
     done.sort(key=lambda r: order[r.mutant.key])
-    if not (given.file or given.only or given.seed) and given.sample == SAMPLE:
+    if not (given.file or given.only or given.seed):
         PAGE.write_text(page(done, {f: len(found) for f, found in every.items()}, given.sample), encoding="utf-8")
     return int(killed < LEAST_SHARE * len(done))
 

@@ -193,6 +193,23 @@ class TestDiagnosis:
         assert found.scores is not None
         assert found.scores[0] == 1
 
+    @every
+    def test_an_overflow_does_not_hide_the_others(self, make: SimpleNamespace, detector: SkyMask | SkyMaskNR) -> None:
+        class Narrow(make.Quadratic):  # type: ignore[misc, name-defined]
+            def gradient(self, flat: Tensor, loss: Any = "cross-entropy", /) -> tuple[Tensor, Tensor]:
+                value, slope = super().gradient(flat)
+                return value, slope if value < 1e6 else slope * math.nan
+
+        fed = make.federation(20, 6, -1)
+        root = Narrow(fed.root.target, fed.root.sent)
+        alone = detect(make, SimpleNamespace(updates=fed.updates, root=root), detector)
+        rows = torch.cat([fed.updates.matrix[:4], 1e9 * fed.updates.matrix[:1], fed.updates.matrix[4:]])
+        found = detect(make, SimpleNamespace(updates=make.updates(rows), root=root), detector)
+        assert found.accepted is not None
+        assert alone.accepted is not None
+        assert alone.accepted.tolist() == (~fed.malicious).tolist()
+        assert found.accepted.tolist() == [*alone.accepted[:4].tolist(), False, *alone.accepted[4:].tolist()]
+
 
 class TestWithoutRootModel:
     @pytest.mark.parametrize("m", [4, 9])

@@ -106,6 +106,13 @@ class TestTwoClusters:
         points = np.concatenate([cloud(30), cloud(10, (9, 0), 0.01, seed=1)])
         agree(clustered(points, clusters), [0] * 30 + [1] * 10)
 
+    @pytest.mark.parametrize("clusters", ["bic", "two"])
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_narrow_cluster_inside_a_wide_one(self, seed: int, clusters: Clusters) -> None:
+        # no straight cut divides them: expectation maximisation has to converge
+        points = np.concatenate([cloud(30, spread=3, seed=seed), cloud(30, (4, 0), 0.05, seed=seed + 50)])
+        agree(clustered(points, clusters), [0] * 30 + [1] * 30)
+
     @pytest.mark.parametrize(("n", "most"), [(21, 5), (50, 0), (100, 0)])
     def test_one_cloud_is_seldom_two_by_bic(self, n: int, most: int) -> None:
         assert sum(clustered(cloud(n, seed=seed) * [3, 1]) is not None for seed in range(20)) <= most
