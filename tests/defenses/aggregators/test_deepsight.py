@@ -313,6 +313,23 @@ class TestEdges:
         assert max(float(x.max()) for x in spy.inputs) < 1
 
 
+def test_local_models_predict_with_the_global_models_running_statistics() -> None:
+    class Spy(Net):
+        def logits(self, flat: Tensor, x: Tensor, /) -> Tensor:
+            models.append(flat)
+            return super().logits(flat, x)
+
+    models: list[Tensor] = []
+    start = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(3))
+    updates = backdoored(4, 1)
+    DeepSight(seeds=1)(updates, seen(start, Spy()))
+    p = LAYOUT.n_parameters
+    assert updates.matrix[:, p:].any()
+    assert len(models) == 5
+    assert all(torch.equal(model[p:], start[p:]) for model in models)
+    torch.testing.assert_close(torch.stack(models[1:])[:, :p], (start + updates.matrix)[:, :p])
+
+
 class TestErrors:
     def test_no_network(self) -> None:
         view = ServerView(0, 0, torch.Generator(), torch.zeros(LAYOUT.size))

@@ -269,6 +269,13 @@ class TestParameters:
             registry.build_defense("flame", {"angles": "layers"})
 
 
+def test_the_noise_is_the_generators_in_units_of_the_bound() -> None:
+    x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [30.0, 40.0]])
+    found = flame(x, noise=0.01, generator=torch.Generator().manual_seed(5))
+    drawn = torch.randn(2, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found, flame(x, noise=0.0) + 0.01 * 10 * drawn)
+
+
 def test_function_needs_a_generator_for_its_noise() -> None:
     with pytest.raises(ParameterError) as error:
         flame(torch.ones(3, 2))

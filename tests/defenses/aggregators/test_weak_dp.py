@@ -138,3 +138,13 @@ class TestFunction:
     @pytest.mark.parametrize("parameters", [{"noise": 0.0}, {"sigma": 0.0}])
     def test_without_noise_it_needs_none(self, parameters: dict[str, float]) -> None:
         assert weak_dp(torch.ones(3, 2), **parameters).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("more", "deviation"), [({"noise": 0.3}, 0.3 * 10 / 3), ({}, 0.05 * 10 / 3), ({"sigma": 0.2}, 0.2)]
+)
+def test_the_noise_is_the_generators(more: dict[str, float], deviation: float) -> None:
+    x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [30.0, 40.0]])  # the median length is 10
+    found = weak_dp(x, generator=torch.Generator().manual_seed(5), **more)
+    drawn = torch.randn(2, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found, weak_dp(x, noise=0.0) + deviation * drawn)

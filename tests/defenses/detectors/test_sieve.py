@@ -12,7 +12,9 @@ from fedsieve.aggregators.chain import Chain
 from fedsieve.aggregators.mean import Mean
 from fedsieve.core.defense import Detection
 from fedsieve.core.errors import MissingDataError, ParameterError
+from fedsieve.detectors import sieve
 from fedsieve.detectors.sieve import Sieve
+from fedsieve.detectors.sieve.history import estimates
 from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
 from fedsieve.federation.root import RootClient
 from fedsieve.models.flat import FlatModel
@@ -149,7 +151,75 @@ class TestHistory:
             assert all(torch.equal(torch.as_tensor(state[part][name]), value) for name, value in values.items())
 
 
+class TestScores:
+    """The docstring of ``_scores`` in plain loops, one round of two parts and running statistics, three of one part."""
+
+    BOUNDS = (
+        [-0.3, 0.2, -1.0, 0.1, -0.2, 0.4],
+        [0.05, 0.6, 0.3, 0.16, 0.31, 0.0],
+        [0.0, 4.0, 9.0, -0.5, 0.2, 0.46],
+        [99.0, 700.0, 700.0, 1.0, 1.0, 1.0],
+        [-99.0, -50.0, -50.0, -1.0, -1.0, -1.0],
+    )
+
+    @pytest.mark.parametrize("complete", [True, False])
+    @pytest.mark.parametrize("statistics", [True, False])
+    @pytest.mark.parametrize(("parts", "rounds"), [(1, 1.0), (3, 1.0), (2, 2.5)])
+    @pytest.mark.parametrize("shifted", [2.0, 0.1, 0.0])
+    def test_against_loops(self, complete: bool, statistics: bool, parts: int, rounds: float, shifted: float) -> None:
+        of_classes = [[0.1, 0.05, -0.3], [-0.2, 0.3, -0.1]]
+        sums = {
+            "negative_cosine": torch.tensor([row[:parts] for row in of_classes], dtype=torch.float64),
+            "label_shifted": torch.tensor(shifted, dtype=torch.float64),
+            "rounds": rounds,
+        }
+        rows = [row[: 2 + statistics] + row[3 : 3 + parts] for row in self.BOUNDS]
+        found = Sieve()._scores(torch.tensor(rows, dtype=torch.float64), sums, complete)
+
+        expected: dict[str, list[float]] = {name: [] for name in found}
+        for row in rows:
+            tolerated = max(0.2 * shifted / rounds, 0.05)
+            expected["gradient alignment"].append(min(max(1 + row[0] / tolerated, 0), 100))
+            expected["residual norm"].append(min(math.exp(min(row[1], 100)) / 1.75, 100))
+            if statistics:
+                expected["running statistics"].append(min(math.exp(min(row[2], 100)) / 1.75, 100))
+            opposing = []
+            for k in range(parts):
+                limit = max(max(row[k] for row in of_classes) / rounds, 0) + (0.3 if k else 0.15)
+                opposing.append(max(row[len(row) - parts + k] / limit, 0) * complete)
+            expected["negative cosine"].append(opposing[0])
+            if parts > 1:
+                expected["negative cosine in a layer"].append(max(opposing[1:]))
+        assert set(found) == {name for name, values in expected.items() if values}
+        for name, values in expected.items():
+            assert found[name].tolist() == pytest.approx(values), name
+
+    @pytest.mark.parametrize("statistics", [0, 20])
+    def test_prior_deviations(self, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, statistics: int) -> None:
+        seen = []
+
+        def watched(history: Any, ids: torch.Tensor, prior: torch.Tensor) -> Any:
+            seen.append(prior.sqrt().tolist())
+            return estimates(history, ids, prior)
+
+        monkeypatch.setattr(sieve, "estimates", watched)
+        detect(make, make.federation(6, 0, 1, statistics=statistics))
+        cosine, norm = 0.2, 0.35
+        parts = len(seen[0]) - (3 if statistics else 2)
+        assert parts >= 1
+        assert seen == [pytest.approx([cosine, norm, *([norm] if statistics else []), *([cosine] * parts)])]
+
+
 class TestDiagnosis:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_type(self, make: SimpleNamespace, dtype: torch.dtype) -> None:
+        found = detect(make, make.federation(6, 0, 1, dtype=dtype))
+        assert found.diagnosis is not None
+        assert found.diagnosis.root is not None
+        assert found.scores is not None
+        seen = (found.scores, found.diagnosis.coordinates, found.diagnosis.kept, found.diagnosis.root)
+        assert [tensor.dtype for tensor in seen] == [dtype] * 4
+
     def test_fields(self, make: SimpleNamespace) -> None:
         fed = make.federation(20, 6, -1)
         found = detect(make, fed)

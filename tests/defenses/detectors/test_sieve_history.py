@@ -1,6 +1,7 @@
 """The client history against lists, the error rate of its confidence bound, and outlying groups."""
 
 import math
+from statistics import fmean, pvariance, stdev
 
 import pytest
 import torch
@@ -118,6 +119,28 @@ class TestOutlyingGroup:
         uniform = sum(outlying_group(v, errors, -10.0, 2.3).any() for v in torch.rand(draws, n, generator=g, dtype=F64))
         assert normal <= 0.01 * draws
         assert uniform <= 0.06 * draws
+
+    def test_the_limit_is_exact(self) -> None:
+        for m in (4, 9, 16):
+            values = self.groups(-0.5, 0.5, m)
+            errors = torch.linspace(0.01, 0.3, 20, dtype=F64)
+            high, own = values[:m].tolist(), errors[:m].tolist()
+            error = stdev(high) / m**0.5 + fmean(e * e for e in own) ** 0.5 / m**0.5
+            bound = fmean(high) - 2.3 * error
+            assert outlying_group(values, errors, bound - 1e-9, 2.3).tolist() == [True] * m + [False] * (20 - m)
+            assert not outlying_group(values, errors, bound + 1e-9, 2.3).any()
+
+    @pytest.mark.parametrize(("m", "n"), [(3, 8), (5, 12), (10, 20), (4, 20)])
+    def test_how_far_apart_two_groups_are(self, m: int, n: int) -> None:
+        values = self.groups(0.0, 0.0, m, n=n)
+        high, low = values[:m], values[m:]
+        within = ((pvariance(high.tolist()) + pvariance(low.tolist())) / 2) ** 0.5
+        least = (3.6 + 40 / n) * within
+        gap = float(high.mean() - low.mean())
+        for factor, found in ((1 + 1e-6, True), (1 - 1e-6, False)):
+            moved = torch.cat([high - gap + factor * least, low])
+            tiny = torch.full((n,), 1e-9, dtype=F64)
+            assert outlying_group(moved, tiny, -10.0, 2.3).tolist() == [found and k < m for k in range(n)]
 
     def test_equal_means(self) -> None:
         assert not outlying_group(torch.ones(9, dtype=F64), torch.zeros(9, dtype=F64), 0.0, 2.3).any()

@@ -66,6 +66,13 @@ def test_counts_classes_not_samples() -> None:
     torch.testing.assert_close(margin(repeated, labels), margin(logits, y))
 
 
+def test_the_gradient_is_finite_without_samples_of_a_class() -> None:
+    logits = torch.eye(3)[:2].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(margin(logits, torch.tensor([0, 2])), logits)
+    # of two classes present: minus the mean of half the difference of the own logit and the other class's
+    assert gradient.tolist() == [[-0.25, 0, 0.25], [0.25, 0, -0.25]]
+
+
 def test_by_hand() -> None:
     # two classes whose own logit is higher by 1: means [[1, 0], [0, 1]], centred [[.5, -.5], [-.5, .5]]
     assert float(margin(torch.eye(2), torch.arange(2))) == -0.5

@@ -77,6 +77,14 @@ class TestNearDuplicates:
         x[5] = scale * x[2] * (1 + 0.1 * normal(5000, seed=2).sigmoid())
         assert self.found(x) == ([k in (2, 5) for k in range(8)], [False] * 8)
 
+    @pytest.mark.parametrize(("flipped", "same"), [((0, 2), True), ((1, 1), True), ((1, 2), False), ((3, 0), False)])
+    def test_the_rate_is_of_all_entries(self, flipped: tuple[int, int], same: bool) -> None:
+        x = normal(8, 5000)  # of 5000 common entries, 2.5 may differ
+        x[5] = x[2]
+        x[5, : flipped[0]] *= -1
+        x[5, 2000 : 2000 + flipped[1]] *= -1
+        assert self.found(x) == ([same and k in (2, 5) for k in range(8)], [False] * 8)
+
     def test_equal_signs_in_one_layer(self) -> None:
         x = normal(8, 5000)
         x[5, :2000] = 2 * x[2, :2000]
