@@ -20,6 +20,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 _HALF = (torch.float16, torch.bfloat16)
 # Where most rows have a larger value, lengths have no square in float64.
 _LARGEST = 1e150

@@ -16,7 +16,7 @@ from fedsieve.config.merging import in_words, refuse_unknown
 from fedsieve.config.settings import Local, as_component
 from fedsieve.core import contract
 from fedsieve.core.defense import Aggregate, Bounded, Detection, Detector, ServerView, Stage, Updates
-from fedsieve.core.direct import described, finite, floats, integer, narrowed
+from fedsieve.core.direct import INTEGERS, described, finite, floats, integer, narrowed
 from fedsieve.core.errors import MissingDataError, ParameterError, UnusableResultError
 from fedsieve.core.layout import Layout
 from fedsieve.core.seeding import stream
@@ -262,8 +262,7 @@ def _tensor(what: str, value: Any) -> Tensor:
 
 def _ids(ids: Tensor, n: int) -> Int[Tensor, " n"]:
     """Client ids, if they are ``n`` different integers."""
-    integers = ids.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    fits = integers and ids.shape == (n,) and not ids.is_meta
+    fits = ids.dtype in INTEGERS and ids.shape == (n,) and not ids.is_meta
     different = len(torch.unique(ids)) if fits else 0
     if different < n:
         found = described(ids) + (f", {different} different" if fits else "")

@@ -1,6 +1,5 @@
 """Which updates reach the defense: one per client, finite, and not out of all proportion to the others."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from fedsieve.aggregators.chain import tolerable
 from fedsieve.core.defense import ServerView, Stage, Updates
-from fedsieve.core.direct import described
+from fedsieve.core.direct import INTEGERS, described
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.layout import Layout
 from fedsieve.core.linalg import row_norms
@@ -100,7 +99,7 @@ def check_updates(updates: Updates, layout: Layout, params: Float[Tensor, " d"])
         raise ParameterError(
             f"updates must be floats of shape [n, {len(params)}], as long as the model, got {described(x)}"
         )
-    if not isinstance(ids, Tensor) or ids.shape != (len(x),) or ids.dtype not in _INTEGERS:
+    if not isinstance(ids, Tensor) or ids.shape != (len(x),) or ids.dtype not in INTEGERS:
         raise ParameterError(f"client_ids must be {len(x)} integers, one per update, got {described(ids)}")
     if updates.layout != layout:
         raise ParameterError(
@@ -110,6 +109,3 @@ def check_updates(updates: Updates, layout: Layout, params: Float[Tensor, " d"])
         )
     x, ids = x.detach().to(params), ids.to(params.device, torch.long)
     return updates if x is updates.matrix and ids is updates.client_ids else Updates(x, ids, layout)
-
-
-_INTEGERS: Sequence[torch.dtype] = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)

@@ -1,6 +1,7 @@
 """What a grid of experiments reports while it runs, and what shows it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -52,5 +53,17 @@ class Display(Protocol):
 
 
 Watch = Callable[[Event], None]
+
+
+def quietly(watch: Watch) -> Watch:
+    """``watch`` for a grid that goes on where events can't be shown: a closed terminal, a full disk."""
+
+    def tell(event: Event) -> None:
+        with suppress(OSError):
+            watch(event)
+
+    return tell
+
+
 # Each makes a display for a run directory; a module's class, since it is pickled for workers.
 Displays = Sequence[Callable[[Path], Display]]

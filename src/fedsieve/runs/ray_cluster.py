@@ -1,7 +1,6 @@
 """Runs a grid of experiments on a Ray cluster."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import FedSieveError
 from fedsieve.runs.cell import CellRunner, check_folder, look_again, run_cell, split, write_error
-from fedsieve.runs.events import Displays, Event, Watch
+from fedsieve.runs.events import Displays, Event, Watch, quietly
 
 # How long interrupted cells may write their checkpoints.
 _SECONDS_TO_SAVE = 30.0
@@ -54,10 +53,7 @@ def sweep_on_ray(
     Raises:
         FedSieveError: If Ray is not installed, there is no cluster at ``address``, or ``out`` can't be written.
     """
-
-    def tell(event: Event) -> None:
-        with suppress(OSError):
-            watch(event)
+    tell = quietly(watch)
 
     def end(event: Event) -> None:
         ends[event.key] = event

@@ -6,7 +6,6 @@ operating system releases when the process ends for any reason. An interrupted c
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import StorageError
 from fedsieve.runs.cell import CellRunner, check_folder, look_again, run_cell, split, write_error
-from fedsieve.runs.events import Displays, Event, Watch
+from fedsieve.runs.events import Displays, Event, Watch, quietly
 from fedsieve.runs.worker import Worker
 
 # A cell is tried again after its worker died: memory that was short then may be free now.
@@ -59,10 +58,7 @@ def sweep(
         StorageError: If it can't be written any more (a full disk), or no worker process can be started. What was
             computed is kept; the same call continues.
     """
-
-    def tell(event: Event) -> None:
-        with suppress(OSError):
-            watch(event)
+    tell = quietly(watch)
 
     def end(event: Event) -> None:
         ends[event.key] = event
