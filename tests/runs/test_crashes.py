@@ -66,6 +66,17 @@ def calls_of(out: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> int:
     return disk.calls
 
 
+def dies_and_goes_on(k: int, out: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> bool:
+    """Resume a run that dies at its k-th change of the disk, and resume it again; whether it has so many changes."""
+    disk = Disk(k, DiedError)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsieve.runs.files.os", disk)
+        with suppress(DiedError):
+            run_into(SETTINGS, out, resume=True, **more)
+    run_into(SETTINGS, out, resume=True)
+    return disk.calls >= k
+
+
 @pytest.fixture
 def straight(doubles: ModuleType, tmp_path: Path) -> list[str]:
     run_into(SETTINGS, tmp_path / "straight")
@@ -101,14 +112,9 @@ class TestEveryPoint:
                 run_into(SETTINGS, out, checkpoint_every=0.0, kill_after=0)
             with (out / "records.jsonl").open("ab") as file:
                 file.write(b'{"round": 1, "cli')
-            disk = Disk(k, DiedError)
-            with monkeypatch.context() as patch:
-                patch.setattr("fedsieve.runs.files.os", disk)
-                with suppress(DiedError):
-                    run_into(SETTINGS, out, checkpoint_every=0.0, resume=True)
-            run_into(SETTINGS, out, resume=True)
+            reached = dies_and_goes_on(k, out, monkeypatch, checkpoint_every=0.0)
             assert without_seconds(out) == straight, k
-            if disk.calls < k:
+            if not reached:
                 break
             k += 3
         assert k > 25
@@ -122,14 +128,9 @@ class TestEveryPoint:
         while True:
             out = tmp_path / str(k)
             run_into({**SETTINGS, "rounds": 1}, out)
-            disk = Disk(k, DiedError)
-            with monkeypatch.context() as patch:
-                patch.setattr("fedsieve.runs.files.os", disk)
-                with suppress(DiedError):
-                    run_into(SETTINGS, out, resume=True)
-            run_into(SETTINGS, out, resume=True)
+            reached = dies_and_goes_on(k, out, monkeypatch)
             assert without_seconds(out) == straight, k
-            if disk.calls < k:
+            if not reached:
                 break
             k += 2
         assert k > 20
