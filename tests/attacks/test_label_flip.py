@@ -39,4 +39,4 @@ def test_twice_is_the_original(samples: tuple[Tensor, Tensor], make_poison_view:
 def test_is_no_update_attack(make_view: Callable[..., AttackView]) -> None:
     own = torch.randn(2, 5)
     assert not isinstance(LabelFlip(), UpdateAttack)
-    assert torch.equal(craft(LabelFlip(), make_view(own, torch.randn(3, 5)), "label-flip"), own)
+    assert torch.equal(craft(LabelFlip(), make_view(own, torch.randn(3, 5)), "label-flip").updates, own)

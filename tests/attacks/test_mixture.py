@@ -74,7 +74,7 @@ class TestCraft:
         members = torch.tensor([4, 0, 5, 3, 1])
         parts = (Watcher(10.0), NoAttack(), Watcher(30.0))
         own = normal(5, 4)
-        sent = Mixture(parts).craft(make_view(own, members=members))
+        sent = Mixture(parts).craft(make_view(own, members=members)).updates
         expected = [own[0].tolist(), [10.0] * 4, [30.0] * 4, [10.0] * 4, own[4].tolist()]
         assert sent.tolist() == expected
 
@@ -105,20 +105,20 @@ class TestCraft:
 
     def test_is_each_attack_on_its_own_rows(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, 30), normal(8, 30, seed=1)
-        sent = Mixture((MinMax(), Scaling())).craft(make_view(own, others))
+        sent = Mixture((MinMax(), Scaling())).craft(make_view(own, others)).updates
         assert torch.equal(sent[::2], MinMax().craft(make_view(own[::2], others)))
         # two of twelve clients replace the mean
         torch.testing.assert_close(sent[1::2], 6 * own[1::2])
 
     def test_a_part_without_clients_is_not_asked(self, make_view: Callable[..., AttackView]) -> None:
         parts = (Watcher(1.0), Watcher(2.0), Watcher(3.0))
-        sent = Mixture(parts).craft(make_view(normal(2, 4), members=torch.tensor([7, 1])))
+        sent = Mixture(parts).craft(make_view(normal(2, 4), members=torch.tensor([7, 1]))).updates
         assert (sent == 2).all()
         assert [len(part.seen) for part in parts] == [0, 1, 0]
 
     def test_one_attack_alone_is_itself(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, 30).double(), normal(8, 30, seed=1).double()
-        sent = Mixture((MinMax(),)).craft(make_view(own, others))
+        sent = Mixture((MinMax(),)).craft(make_view(own, others)).updates
         assert torch.equal(sent, MinMax().craft(make_view(own, others)))
 
     @pytest.mark.parametrize(("m", "due"), [(2, "[1, 4]"), (5, "[2, 4]")])
@@ -130,7 +130,7 @@ class TestCraft:
 
     def test_default_runs(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, 30), normal(8, 30, seed=1)
-        sent = Mixture().craft(make_view(own, others))
+        sent = Mixture().craft(make_view(own, others)).updates
         assert torch.equal(sent[[0, 3]], MinMax().craft(make_view(own[[0, 3]], others)))
         assert torch.equal(sent[1], own[1])  # label flipping changes data only
         torch.testing.assert_close(sent[2], 12 * own[2])

@@ -19,4 +19,4 @@ def test_data_and_updates_stay(
     assert torch.equal(x, samples[0])
     assert torch.equal(y, samples[1])
     own = torch.randn(2, 5)
-    assert torch.equal(craft(NoAttack(), make_view(own, torch.randn(3, 5)), "none"), own)
+    assert torch.equal(craft(NoAttack(), make_view(own, torch.randn(3, 5)), "none").updates, own)

@@ -159,20 +159,20 @@ class TestCraft:
     def test_crafted_in_own_layers_honest_in_the_others(self, make_view: Callable[..., AttackView]) -> None:
         own = normal(4, LAYOUT.size)
         before = own.clone()
-        sent = SplitLayers(Sends(9.0)).craft(make_view(own, layout=LAYOUT))
+        sent = SplitLayers(Sends(9.0)).craft(make_view(own, layout=LAYOUT)).updates
         assert torch.equal(own, before)
         for row in range(4):
             for j, layer in enumerate(LAYERS):
                 assert sent[row, j] == (9 if layer == row else own[row, j])
 
     def test_statistics_go_with_their_layer(self, make_view: Callable[..., AttackView]) -> None:
-        sent = SplitLayers(Sends(9.0)).craft(make_view(torch.zeros(4, LAYOUT.size), layout=LAYOUT))
+        sent = SplitLayers(Sends(9.0)).craft(make_view(torch.zeros(4, LAYOUT.size), layout=LAYOUT)).updates
         assert sent[:, [4, 5, MEAN, VAR]].tolist() == [[0] * 4, [9] * 4, [0] * 4, [0] * 4]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_factor(self, make_view: Callable[..., AttackView], dtype: torch.dtype) -> None:
         own = normal(2, LAYOUT.size).to(dtype)
-        sent = SplitLayers(Sends(9.0), factor=2.5).craft(make_view(own, layout=LAYOUT))
+        sent = SplitLayers(Sends(9.0), factor=2.5).craft(make_view(own, layout=LAYOUT)).updates
         assert sent.dtype == dtype
         whole = own + 2.5 * (9 - own)
         for j, layer in enumerate(LAYERS):
@@ -183,7 +183,7 @@ class TestCraft:
     def test_the_inner_attack_sees_the_whole_view(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(4, LAYOUT.size), normal(6, LAYOUT.size, seed=1)
         whole = FangTrim().craft(make_view(own, others, layout=LAYOUT))
-        sent = SplitLayers(FangTrim()).craft(make_view(own, others, layout=LAYOUT))
+        sent = SplitLayers(FangTrim()).craft(make_view(own, others, layout=LAYOUT)).updates
         assert torch.equal(sent, torch.where(own_coordinates(LAYOUT, torch.arange(4), None), whole, own))
         # in every coordinate one client attacks; with the inner attack alone all do
         assert ((sent - own) != 0).sum() == LAYOUT.size
@@ -191,10 +191,10 @@ class TestCraft:
     def test_one_client_is_the_inner_attack(self, make_view: Callable[..., AttackView]) -> None:
         own, others = normal(1, LAYOUT.size), normal(6, LAYOUT.size, seed=1)
         whole = FangTrim().craft(make_view(own, others, layout=LAYOUT))
-        assert torch.equal(SplitLayers(FangTrim()).craft(make_view(own, others, layout=LAYOUT)), whole)
+        assert torch.equal(SplitLayers(FangTrim()).craft(make_view(own, others, layout=LAYOUT)).updates, whole)
 
     def test_a_huge_row_stays_in_its_layers(self, make_view: Callable[..., AttackView]) -> None:
-        sent = SplitLayers(Sends(1e30)).craft(make_view(normal(4, LAYOUT.size), layout=LAYOUT))
+        sent = SplitLayers(Sends(1e30)).craft(make_view(normal(4, LAYOUT.size), layout=LAYOUT)).updates
         assert sent.isfinite().all()
         assert (sent > 1e29).sum() == LAYOUT.size
 
@@ -223,7 +223,9 @@ class TestDelegates:
     def test_default(self, make_view: Callable[..., AttackView]) -> None:
         assert registry.build("attacks", "split-layers", {}) == SplitLayers() == SplitLayers(FangTrim())
         own, others = normal(4, LAYOUT.size), normal(6, LAYOUT.size, seed=1)
-        one, other = (s.craft(make_view(own, others, layout=LAYOUT)) for s in (SplitLayers(), SplitLayers(FangTrim())))
+        one, other = (
+            s.craft(make_view(own, others, layout=LAYOUT)).updates for s in (SplitLayers(), SplitLayers(FangTrim()))
+        )
         assert torch.equal(one, other)
         assert not torch.equal(one, own)
 

@@ -1,6 +1,6 @@
 """Data attacks and update attacks: an attack has only the methods that it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsieve.core.attack import AttackView, DataAttack, PoisonView, Task, UpdateAttack, craft, poison
+from fedsieve.core.attack import AttackView, Crafted, DataAttack, PoisonView, Task, UpdateAttack, craft, poison
 from fedsieve.core.errors import FedSieveError
 
 
@@ -55,11 +55,23 @@ def test_poison() -> None:
 def test_craft(doubles: ModuleType) -> None:
     own = torch.ones(2, 3, dtype=torch.float64)
     view = doubles.attack_view(own, None)
-    assert craft(Poisons(), view, "poisons") is own
+    assert craft(Poisons(), view, "poisons").updates is own
     for attack in (Crafts(), Both()):
-        sent = craft(attack, view, "crafts")
+        sent = craft(attack, view, "crafts").updates
         assert sent.dtype == torch.float64
         assert torch.equal(sent, -own)
+
+
+def test_an_attack_may_remember(doubles: ModuleType) -> None:
+    @dataclass(frozen=True)
+    class Counts:
+        def craft(self, view: AttackView, /) -> Crafted:
+            return Crafted(view.malicious_updates, (view.memory or 0) + 1)
+
+    view = doubles.attack_view(torch.ones(2, 3), None)
+    assert craft(Crafts(), view, "forgets").memory is None
+    assert craft(Counts(), view, "counts").memory == 1
+    assert craft(Counts(), replace(view, memory=4), "counts").memory == 5
 
 
 def test_one_row_for_each_malicious_client(doubles: ModuleType) -> None:

@@ -21,7 +21,18 @@ from torch import Tensor
 from fedsieve.attacks.label_flip import LabelFlip
 from fedsieve.attacks.min_max import MinMax
 from fedsieve.attacks.scaling import Scaling
-from fedsieve.core.attack import Attack, AttackView, Backdoor, PoisonView, Task, Training, Triggered, craft, poison
+from fedsieve.core.attack import (
+    Attack,
+    AttackView,
+    Backdoor,
+    Crafted,
+    PoisonView,
+    Task,
+    Training,
+    Triggered,
+    craft,
+    poison,
+)
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
 
@@ -74,15 +85,17 @@ class Mixture:
         """See :class:`fedsieve.core.attack.DataAttack`."""
         return poison(self.attacks[view.member % len(self.attacks)], x, y, view)
 
-    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.core.attack.UpdateAttack`."""
-        sent = view.malicious_updates.clone()
+    def craft(self, view: AttackView, /) -> Crafted:
+        """See :class:`fedsieve.core.attack.UpdateAttack`; the memory is one per attack."""
+        sent, memories = view.malicious_updates.clone(), list(view.memory or [None] * len(self.attacks))
         for k, attack in enumerate(self.attacks):
             rows = view.members % len(self.attacks) == k
             if not rows.any():
                 continue
-            sent[rows] = craft(attack, restricted(view, rows), f"mixture: {type(attack).__name__}")
-        return sent
+            own = replace(restricted(view, rows), memory=memories[k])
+            crafted = craft(attack, own, f"mixture: {type(attack).__name__}")
+            sent[rows], memories[k] = crafted.updates, crafted.memory
+        return Crafted(sent, memories)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """See :class:`fedsieve.core.attack.Backdoor`; samples of the first attack that is one."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fedsieve.attacks.fang import FangTrim
@@ -23,6 +23,7 @@ from fedsieve.core.attack import (
     Attack,
     AttackView,
     Backdoor,
+    Crafted,
     PoisonView,
     Task,
     Triggered,
@@ -122,13 +123,15 @@ class SplitLayers:
         """See :class:`fedsieve.core.attack.DataAttack`."""
         return poison(self.attack, x, y, view)
 
-    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """See :class:`fedsieve.core.attack.UpdateAttack`."""
+    def craft(self, view: AttackView, /) -> Crafted:
+        """See :class:`fedsieve.core.attack.UpdateAttack`; the memory is the inner attack's."""
         own = view.malicious_updates
         crafted = craft(self.attack, view, f"split-layers: {type(self.attack).__name__}")
+        rows = crafted.updates
         if self.factor != 1:
-            crafted = own + self.factor * (crafted - own)
-        return torch.where(own_coordinates(view.layout, view.members, self.groups).to(own.device), crafted, own)
+            rows = own + self.factor * (rows - own)
+        rows = torch.where(own_coordinates(view.layout, view.members, self.groups).to(own.device), rows, own)
+        return Crafted(rows, crafted.memory)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """See :class:`fedsieve.core.attack.Backdoor`; samples of the inner attack."""

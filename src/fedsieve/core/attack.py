@@ -85,6 +85,7 @@ class AttackView:
         simulate_defense: The server's defense, if granted: its result for n updates, malicious ones first, with
             ``root`` as root data and random numbers of the attacker's own. It has a memory of earlier rounds if the
             attacker sees the benign updates.
+        memory: What the attack returned as :attr:`Crafted.memory` in the last round in which it took part; None before.
     """
 
     round: int
@@ -98,6 +99,7 @@ class AttackView:
     train: Training
     root: Root
     simulate_defense: Callable[[Float[Tensor, "n d"]], Aggregate] | None = None
+    memory: Any = None
 
     @property
     def known_updates(self) -> Float[Tensor, "k d"]:
@@ -116,12 +118,25 @@ class DataAttack(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Crafted:
+    """What an attack returns that remembers something from round to round.
+
+    Attributes:
+        updates: What the malicious clients send, one row each, [m, d].
+        memory: Handed back in the next round's view: tensors, numbers, text and None in lists, tuples and dicts.
+    """
+
+    updates: Float[Tensor, "m d"]
+    memory: Any = None
+
+
 @runtime_checkable
 class UpdateAttack(Protocol):
     """Changes the malicious clients' updates."""
 
-    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
-        """What the malicious clients send, one row each."""
+    def craft(self, view: AttackView, /) -> Float[Tensor, "m d"] | Crafted:
+        """What the malicious clients send, one row each; with a memory if the attack has one."""
         ...
 
 
@@ -161,7 +176,7 @@ def poison(attack: Attack, x: Tensor, y: Tensor, view: PoisonView, name: str = "
     return samples.detach(), classes
 
 
-def craft(attack: Attack, view: AttackView, name: str) -> Float[Tensor, "m d"]:
+def craft(attack: Attack, view: AttackView, name: str) -> Crafted:
     """What the malicious clients send under ``attack``; their honest updates unless it is an update attack.
 
     Args:
@@ -174,14 +189,15 @@ def craft(attack: Attack, view: AttackView, name: str) -> Float[Tensor, "m d"]:
     """
     honest = view.malicious_updates
     if not isinstance(attack, UpdateAttack):
-        return honest
-    crafted: Any = attack.craft(view)
+        return Crafted(honest)
+    returned: Any = attack.craft(view)
+    rows, memory = (returned.updates, returned.memory) if isinstance(returned, Crafted) else (returned, None)
     # one row would otherwise be broadcast to all clients
-    if not isinstance(crafted, Tensor) or crafted.shape != honest.shape or not crafted.is_floating_point():
+    if not isinstance(rows, Tensor) or rows.shape != honest.shape or not rows.is_floating_point():
         raise StageError(
-            f"attack {name} returned {described(crafted)} instead of {described(honest)}: one row per malicious client"
+            f"attack {name} returned {described(rows)} instead of {described(honest)}: one row per malicious client"
         )
-    return crafted.detach().to(honest)
+    return Crafted(rows.detach().to(honest), memory)
 
 
 @dataclass(frozen=True)

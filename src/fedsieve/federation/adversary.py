@@ -127,12 +127,14 @@ class Adversary:
             bad: Which of them are malicious, [n].
             params: The global model, [d].
             round: Counts from 0.
-            memory: State of the simulated defense after the last round.
+            memory: From the last round; None before the first.
 
         Returns:
             All updates as sent, [n, d], in which the malicious clients' rows are the attack's; and ``memory`` after the
-            round, changed only if the attacker used its simulated defense and sees the benign updates.
+            round: what the attack returned, and the state of the simulated defense, which changes only if the attacker
+            used it and sees the benign updates.
         """
+        memory = memory or {"attack": None, "defense": None}
         params = params.clone()  # an attack may write to what it is shown
         here = [i for i in cohort if i in self.malicious]
         ids = torch.tensor(here + [i for i in cohort if i not in self.malicious], device=honest.device)
@@ -140,7 +142,9 @@ class Adversary:
         simulated = None
         if self.defense is not None:
             generator = stream(self.seed, "simulated defense", round)
-            estimate = ServerView(round, self.assumed_malicious, generator, params, memory, root, self.network)
+            estimate = ServerView(
+                round, self.assumed_malicious, generator, params, memory["defense"], root, self.network
+            )
             simulated = SimulatedDefense(self.defense, self.trainer.model.layout, ids, estimate)
         view = AttackView(
             round=round,
@@ -159,9 +163,10 @@ class Adversary:
             ),
             root=root,
             simulate_defense=simulated,
+            memory=memory["attack"],
         )
-        sent = honest.clone()
-        sent[bad] = craft(self.attack, view, self.name)
-        if simulated is None or not simulated.used or not self.sees_benign_updates:
-            return sent, memory
-        return sent, simulated(torch.cat([sent[bad], honest[~bad]])).state
+        crafted, sent = craft(self.attack, view, self.name), honest.clone()
+        sent[bad], defense = crafted.updates, memory["defense"]
+        if simulated is not None and simulated.used and self.sees_benign_updates:
+            defense = simulated(torch.cat([sent[bad], honest[~bad]])).state
+        return sent, {"attack": crafted.memory, "defense": defense}

@@ -40,7 +40,7 @@ class SimulationState:
     Attributes:
         server: The server's state.
         personal: Each client's own values of the BatchNorm coordinates, [clients, k]; None where these are shared.
-        adversary: State of the attacker's simulated defense.
+        adversary: What the attacker remembers: the attack's memory and the state of its simulated defense.
     """
 
     server: ServerState
