@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedsieve.core.attack import Attack, AttackView, PoisonView
+from fedsieve.core.attack import Attack, AttackView, Crafted, PoisonView
 from fedsieve.core.defense import Aggregate, Detection, PreAggregated, ServerView, Updates
 from fedsieve.core.layout import Layout
 from fedsieve.core.traits import Traits
@@ -222,6 +222,26 @@ class Simulating(Honest):
     def craft(self, view: AttackView, /) -> Tensor:
         assert view.simulate_defense is not None
         return -view.simulate_defense(view.known_updates).update.expand_as(view.malicious_updates)
+
+
+@dataclass(frozen=True)
+class Renames(Honest):
+    """Says that each client has used up ``used`` ids."""
+
+    used: int = 1
+
+    def identity(self, member: int, round: int, /) -> int:
+        return self.used
+
+
+@dataclass(frozen=True)
+class Counts(Honest):
+    """Sends minus the number of rounds in which it took part, times the updates; its memory has tensors, too."""
+
+    def craft(self, view: AttackView, /) -> Crafted:
+        rounds, _ = view.memory or (0, None)
+        memory = (rounds + 1, view.malicious_updates.mean(dim=0))
+        return Crafted(-(rounds + 1) * view.malicious_updates, memory)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedsieve.config.experiment import Experiment
 from fedsieve.core.attack import AttackView, PoisonView, Task
 from fedsieve.core.layout import Layout
+from fedsieve.federation.simulation import Simulation
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,43 @@ def make_poison_view() -> Callable[..., PoisonView]:
 def samples() -> tuple[Tensor, Tensor]:
     """Twenty samples of 25 features, four classes."""
     return torch.randn(20, 25, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What the server of a simulation got in one round.
+
+    Attributes:
+        bad: The malicious clients' updates, [m, d].
+        good: The others', [n - m, d].
+        params: The global model before the round, [d].
+        bad_ids: Client ids of ``bad``, as the server sees them.
+    """
+
+    bad: Tensor
+    good: Tensor
+    params: Tensor
+    bad_ids: list[int]
+
+
+@pytest.fixture
+def play(doubles: ModuleType) -> Callable[..., list[Sent]]:
+    """A function that runs a simulation on the digits under an attack, with the mean, and returns what was sent.
+
+    Without an attack, the same clients are told apart: those that the same settings make malicious under one.
+    """
+
+    def play(attack: Any, rounds: int = 4, **more: Any) -> list[Sent]:
+        doubles.seen.clear()
+        settings = {"dataset": "digits", "clients": 8, "malicious": 3, "defense": "doubles:Watch", **more}
+        experiment = Experiment.of({**settings, "attack": attack, "rounds": rounds, "evaluate_every": rounds})
+        malicious = Simulation.of(Experiment.of({**settings, "attack": "ipm"}), Path(), CPU).holdings.malicious
+        list(Simulation.of(experiment, Path(), CPU).rounds())
+        found = []
+        for updates, server in doubles.seen:
+            x, ids = updates.matrix, updates.client_ids
+            bad = torch.isin(ids % experiment.clients, torch.tensor(malicious))  # a new id is the first one, plus these
+            found.append(Sent(x[bad], x[~bad], server.global_params, ids[bad].tolist()))
+        return found
+
+    return play

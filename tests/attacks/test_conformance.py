@@ -33,7 +33,7 @@ UNTARGETED = {"label-flip"}  # data attacks without a backdoor
 KINDS = {"edge-case": ("images",), "phrase": ("texts",)}  # data that an attack is for; images and features for others
 PARAMETERS = {"edge-case": {"target": 1}}  # where the default is for one dataset
 # Methods that change nothing with default parameters: model replacement is off, and split-layers passes data on.
-UNCHANGED = {"poison": {"split-layers"}, "craft": {"none", "edge-case", "phrase"}}
+UNCHANGED = {"poison": {"split-layers", "jitter", "fresh-identity"}, "craft": {"none", "edge-case", "phrase"}}
 
 Poisoned = Callable[..., tuple[Tensor, Tensor]]
 
@@ -75,13 +75,19 @@ def grants(name: str) -> dict[str, Any]:
     return {"simulate_defense": plain_mean} if "defense" in registry.traits("attacks", name).needs else {}
 
 
+def needs_no_benign(name: str) -> bool:
+    """Whether the attack does without the benign updates."""
+    return "benign updates" not in registry.traits("attacks", name).needs
+
+
 def sent_by(name: str, view: AttackView) -> Tensor:
     return craft(build(name), view, name).updates
 
 
 def test_registry_is_complete() -> None:
     ours = {"none", "label-flip", "min-max", "min-sum", "fang-trim", "fang-krum", "sign-flip", "gaussian", "ipm", "lie"}
-    assert ours | {"lie-backdoor", "scaling", "edge-case", "phrase", "mixture", "split-layers"} <= set(NAMES)
+    ours |= {"lie-backdoor", "scaling", "edge-case", "phrase", "mixture", "split-layers"}
+    assert ours | {"sleeper", "on-off", "jitter", "copycat", "free-rider", "fresh-identity"} <= set(NAMES)
     assert len(NAMES) >= 16
 
 
@@ -121,7 +127,8 @@ def test_one_finite_row_per_malicious_client(
     granted: bool,
 ) -> None:
     own, others = data.own[:m].to(dtype), data.others.to(dtype)
-    view = make_view(own, others if granted else None, n_clients=m + 8, **grants(name))
+    shown = others if granted or not needs_no_benign(name) else None
+    view = make_view(own, shown, n_clients=m + 8, **grants(name))
     sent, attack = sent_by(name, view), build(name)
     if isinstance(attack, UpdateAttack):  # craft converts what a third party's attack returns
         returned = attack.craft(replace(view, generator=torch.Generator().manual_seed(0)))
@@ -134,7 +141,7 @@ def test_one_finite_row_per_malicious_client(
     assert sent.isfinite().all()
 
 
-@every_attack
+@pytest.mark.parametrize("name", [name for name in NAMES if needs_no_benign(name)])
 def test_uses_only_what_is_granted(make_view: Callable[..., AttackView], data: SimpleNamespace, name: str) -> None:
     # benign updates that are not granted could only be read from the storage behind the malicious ones
     quiet = torch.cat([data.own, torch.zeros(8, 40)])
@@ -163,9 +170,10 @@ def test_same_seed_same_update(make_view: Callable[..., AttackView], data: Simpl
 def test_order_of_the_benign_updates_is_irrelevant(
     make_view: Callable[..., AttackView], data: SimpleNamespace, name: str
 ) -> None:
+    ids = torch.arange(8)
     one, other = (
-        sent_by(name, make_view(data.own.double(), rows.double(), **grants(name)))
-        for rows in (data.others, data.others.flip(0))
+        sent_by(name, make_view(data.own.double(), rows.double(), benign_ids=k, **grants(name)))
+        for rows, k in ((data.others, ids), (data.others.flip(0), ids.flip(0)))
     )
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
@@ -255,7 +263,7 @@ def test_does_what_its_methods_and_traits_say(
     sent = sent_by(name, make_view(data.own, data.others, simulate_defense=simulate_defense))
     assert poisons == (isinstance(attack, DataAttack) and name not in UNCHANGED["poison"])
     assert torch.equal(sent, data.own) != (isinstance(attack, UpdateAttack) and name not in UNCHANGED["craft"])
-    assert traits.needs == (("defense",) if simulated else ())
+    assert set(traits.needs) - {"benign updates"} == ({"defense"} if simulated else set())  # see test_traits.py
     assert traits.summary
 
 

@@ -1,7 +1,7 @@
 """Mixtures: which client runs which attack, what each attack sees, and the order of the rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class TestPoison:
         view = make_poison_view(member=member)
         x, _ = Mixture(parts).poison(*samples, view)
         assert torch.equal(x, samples[0] + (member % 3 + 1))
-        assert [part.seen for part in parts] == [[view] if k == member % 3 else [] for k in range(3)]
+        seen = replace(view, member=member // 3)
+        assert [part.seen for part in parts] == [[seen] if k == member % 3 else [] for k in range(3)]
 
     def test_by_default(self, samples: tuple[Tensor, Tensor], make_poison_view: Callable[..., PoisonView]) -> None:
         attack = registry.build("attacks", "mixture", {})
@@ -67,6 +68,23 @@ class TestPoison:
             lengths.append(len(x))
             assert torch.equal(y[:20], 3 - samples[1] if member == 1 else samples[1])
         assert lengths == [20, 20, 30, 20]
+
+    def test_clients_of_each_part_are_numbered_from_0(
+        self,
+        samples: tuple[Tensor, Tensor],
+        make_poison_view: Callable[..., PoisonView],
+        make_view: Callable[..., AttackView],
+    ) -> None:
+        """So that all parts of a mixture in a mixture have clients, and all pieces of a trigger."""
+        parts = tuple(Watcher(value) for value in (1.0, 2.0, 3.0))
+        nested = Mixture((Mixture(parts[:2]), parts[2]))
+        for member in range(8):
+            nested.poison(*samples, make_poison_view(member=member))
+        assert [[view.member for view in part.seen] for part in parts] == [[0, 1], [0, 1], [0, 1, 2, 3]]
+        own = normal(8, 4)
+        sent = nested.craft(make_view(own, members=torch.arange(8))).updates
+        assert sent[:, 0].tolist() == [1, 3, 2, 3, 1, 3, 2, 3]
+        assert [part.seen[-1].members.tolist() for part in parts] == [[0, 1], [0, 1], [0, 1, 2, 3]]
 
 
 class TestCraft:
@@ -86,7 +104,7 @@ class TestCraft:
         for part, rows in zip(parts, ([0, 1], [2, 3, 4]), strict=True):
             (seen,) = part.seen
             assert torch.equal(seen.malicious_updates, own[rows])
-            assert torch.equal(seen.members, members[rows])
+            assert torch.equal(seen.members, members[rows] // 2)
             assert torch.equal(seen.known_updates, torch.cat([own[rows], others]))
             assert seen.n_clients == 11
             for name in ("round", "benign_updates", "global_params", "generator", "layout", "root", "simulate_defense"):

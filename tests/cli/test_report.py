@@ -22,6 +22,27 @@ def test_writes_tables_and_a_page(fedsieve_: Command, tmp_path: Path, make_run: 
     assert len(loud.out.splitlines()) > len(result.out.splitlines())
 
 
+def test_flags_and_damage(fedsieve_: Command, tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    reference = make_run("a", [0.5, 0.75], attack="none", defense="mean")
+    attacked = make_run("b", [0.5, 0.75], attack="label-flip", defense="mean")
+    result = fedsieve_("report", str(reference.parent), "--out", "here")
+    assert (result.code, result.err) == (0, "")
+    flag = (
+        "harmless-attack: digits: label-flip costs the undefended mean +0.0 % of accuracy per round and +0.0 % in the last "
+        f"tenth: what a defense does here shows nothing [{attacked}]; see docs/flags/harmless-attack.md"
+    )
+    assert f"flag {flag}" in result.out.splitlines()
+    assert "accuracy lost against the run of the same seed without attack" in words(result.out).lower()
+    text = (tmp_path / "here" / "tables.md").read_text()
+    assert text.startswith("## Flags\n\n- harmless-attack: digits: label-flip costs")
+    assert "## digits: damage" in text
+    assert "| mean | label-flip | mean | 2 | 0.0 | 0.0 (round 1) | 0.0 | 0.00 | 0 | 0.0 |" in text
+    lines = (tmp_path / "here" / "damage.csv").read_text().splitlines()
+    assert lines[0].startswith("setting,defense,attack,reference,rounds,of_rounds,lost_per_round,")
+    assert len(lines) == 3
+    assert "flag" not in fedsieve_("report", str(reference.parent), "--out", "here", "--quiet").out
+
+
 def test_nothing_to_report(fedsieve_: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_mistake(fedsieve_("report", "empty"), "empty")

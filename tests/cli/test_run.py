@@ -15,6 +15,7 @@ from fedsieve import cli
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.records import RoundRecord
 from fedsieve.runs import run as run_module
+from fedsieve.runs.directory import RunDirectory
 from tests.cli.conftest import QUICK, Command, assert_mistake, words
 
 # Blocks modules that `fedsieve run` must do without, and says which of ours it has imported.
@@ -64,6 +65,34 @@ class TestRun:
         assert "Detection mean rejects no client" in seen
         assert "Run directory here" in seen
         assert "2/2" in result.err
+
+    def test_damage_and_flags(self, fedsieve_: Command) -> None:
+        settings = ("--rounds", "3", "--attack", "scaling", "--defense", "multi-krum", "--out", "here", "--quiet")
+        result = fedsieve_("run", *settings)
+        flag = "undecided-rates: rates are of the 3 of 3 rounds in which the defense took a decision [here]; see docs/flags/"
+        assert (result.code, result.err) == (0, f"flag {flag}undecided-rates.md\n")
+        found = json.loads(fedsieve_("run", *settings, "--resume", "--json").out)
+        assert found["flags"] == [
+            {
+                "name": "undecided-rates",
+                "text": "rates are of the 3 of 3 rounds in which the defense took a decision",
+                "page": "docs/flags/undecided-rates.md",
+                "runs": ["here"],
+            }
+        ]
+        records = RunDirectory(Path("here")).records()
+        lost = sum(len(set(r.rejected or ()) - set(r.malicious)) for r in records)
+        share = found["benign_share_lost"]
+        assert (found["rounds_decided"], found["malicious_client_rounds"]) == (3, 18)
+        assert (found["benign_client_rounds_lost"], share) == (lost, lost / 72)
+        worst = max(r.attack_success_rate or 0 for r in records)
+        assert found["worst_attack_success_rate"] == worst
+        seen = words(result.out)
+        assert f"Benign client-rounds lost {lost} ({100 * share:.1f} %)" in seen
+        at = found["worst_attack_success_round"] + 1
+        assert f"at the end, {100 * worst:.1f} % at worst (round {at})" in seen
+        assert "First malicious client rejected" in seen
+        assert "Largest fall below the best" in seen
 
     def test_quiet(self, fedsieve_: Command) -> None:
         loud = fedsieve_("run", *QUICK, "--json")

@@ -23,6 +23,18 @@ class TestWatch:
         for said in ("round 3 of 10, about 14 s left", "25.0 %", "malicious", "residual norm"):
             assert said in done.output
 
+    def test_new_ids(self, make_run: Callable[..., Path]) -> None:
+        seen = [
+            record(k, 0.25, clients=(4 * k, 1, 2, 3), malicious=(4 * k,), rejected=(4 * k, 2), diagnosis=diagnosis())
+            for k in range(3)
+        ]
+        path = make_run("a", [], seen, attack="fresh-identity", rounds=10)
+        done = CliRunner().invoke(app, ["watch", str(path), "--once"])
+        assert done.exit_code == 0, done.output
+        rows = [line.split() for line in done.output.splitlines()]
+        assert ["8", "malicious", "residual", "norm"] in rows
+        assert ["2", "benign"] in rows
+
     def test_ends_with_the_run(self, make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
         path = make_run("a", [0.1, 0.2], rounds=4)
         slept: list[float] = []

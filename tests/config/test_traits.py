@@ -24,7 +24,7 @@ from fedsieve.models.flat import build_module
 DEFENSES = tuple(name for name in registry.names("defenses") if name != "fedavg")
 ATTACKS = registry.names("attacks")
 ALLOWED = {
-    "attacks": {"defense"},
+    "attacks": {"defense", "benign updates"},
     "defenses": {"root data", "network", "f", "state"},
     "datasets": set(),
     "models": {"images", "text"},
@@ -177,6 +177,12 @@ def test_an_attack_needs_what_it_says_and_nothing_else(name: str, doubles: Modul
             craft(attack, view, name)
     else:
         craft(attack, view, name)
+    alone = replace(view, benign_updates=None, simulate_defense=simulate_defense)
+    if "benign updates" in registry.needs("attacks", name, registry.complete("attacks", name, {})):
+        with pytest.raises(ParameterError, match=name):
+            craft(attack, alone, name)
+    else:
+        craft(attack, alone, name)
 
 
 @pytest.mark.parametrize("name", registry.names("models"))

@@ -104,8 +104,23 @@ KEYS = {
     "false_negative_rate",
     "late_false_positive_rate",
     "late_false_negative_rate",
+    "late_attack_success_rate",
+    "rounds_until_detection",
+    "benign_client_rounds_lost",
+    "benign_share_lost",
+    "worst_attack_success_rate",
+    "worst_attack_success_round",
+    "largest_accuracy_fall",
+    "largest_accuracy_fall_round",
 }
-TOLD = {"rounds_not_applied": 0, "not_applied_reasons": {}, "updates_screened": 0, "screened_reasons": {}}
+TOLD = {
+    "rounds_not_applied": 0,
+    "not_applied_reasons": {},
+    "updates_screened": 0,
+    "screened_reasons": {},
+    "rounds_decided": 0,
+    "malicious_client_rounds": 0,
+}
 
 
 class TestSummarize:
@@ -127,6 +142,8 @@ class TestSummarize:
         assert summary["test_accuracy"] == 0.19
         assert summary["late_test_accuracy"] == pytest.approx((0.18 + 0.19) / 2)
         assert summary["attack_success_rate"] == 1 - 0.19
+        assert summary["late_attack_success_rate"] == pytest.approx(1 - (0.18 + 0.19) / 2)
+        assert (summary["worst_attack_success_rate"], summary["worst_attack_success_round"]) == (1, 0)
         assert summary["attack_success_rate_all"] == 0.095
         assert summary["false_positive_rate"] == 0.25
         assert summary["late_false_positive_rate"] == 0.5
@@ -162,6 +179,14 @@ class TestSummarize:
             "false_negative_rate": 0.0,
             "late_false_positive_rate": 0.25,
             "late_false_negative_rate": 0.0,
+            "late_attack_success_rate": 0.1,
+            "rounds_until_detection": None,
+            "benign_client_rounds_lost": None,
+            "benign_share_lost": None,
+            "worst_attack_success_rate": 0.1,
+            "worst_attack_success_round": 0,
+            "largest_accuracy_fall": 0.0,
+            "largest_accuracy_fall_round": None,
             **TOLD,
         }
 
@@ -186,6 +211,8 @@ class TestSummarize:
             record(1, test_accuracy=0.2, attack_success_rate=None),
         ]
         assert metrics.summarize(records)["attack_success_rate"] is None
+        assert metrics.summarize(records)["late_attack_success_rate"] is None  # of two rounds only the last is late
+        assert metrics.summarize(records)["worst_attack_success_rate"] == 0.9
 
     def test_rounds_not_applied_and_updates_screened(self) -> None:
         records = [

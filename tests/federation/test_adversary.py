@@ -53,13 +53,17 @@ class TestAttackers:
             if knowledge == "full":
                 assert view.benign_updates is not None
                 torch.testing.assert_close(view.benign_updates, honest[~bad], rtol=0, atol=0)
+                assert view.benign_ids is not None
+                assert view.benign_ids.tolist() == [i for i in range(6) if not bad[i]]
             else:
                 assert view.benign_updates is None
+                assert view.benign_ids is None
                 assert view.known_updates is view.malicious_updates
             expected = torch.rand(3, generator=stream(0, "attack", k))
             torch.testing.assert_close(torch.rand(3, generator=view.generator), expected, rtol=0, atol=0)
         names = "round malicious_updates benign_updates n_clients global_params generator layout members train root"
-        assert {f.name for f in dataclasses.fields(AttackView)} == {*names.split(), "simulate_defense"}
+        more = {"simulate_defense", "memory", "benign_ids"}
+        assert {f.name for f in dataclasses.fields(AttackView)} == {*names.split(), *more}
 
     def test_can_train_on_their_own_data_only(self, doubles: ModuleType) -> None:
         local = {"batch_size": 10, "steps": 3}  # the pull shows from the second step on

@@ -184,20 +184,20 @@ class TestSimulatedDefense:
     def test_remembers_if_the_attacker_sees_benign_updates(self, doubles: ModuleType) -> None:
         sim, _, simulated = with_recorders(Simulating(times=2))
         states = [state for state, _ in sim.rounds()]
-        assert [state.adversary for state in states] == [1, 2, 3, 4]
+        assert [state.adversary for state in states] == [{"attack": None, "defense": k} for k in (1, 2, 3, 4)]
         seen = [view.state for _, view, _ in simulated.calls]
         assert seen == [None] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # two calls do not count twice
 
     def test_remembers_nothing_otherwise(self, doubles: ModuleType) -> None:
         sim, _, simulated = with_recorders(Simulating(times=2), knowledge="partial")
         states = [state for state, _ in sim.rounds()]
-        assert [state.adversary for state in states] == [None] * 4
+        assert [state.adversary for state in states] == [{"attack": None, "defense": None}] * 4
         assert [view.state for _, view, _ in simulated.calls] == [None] * 8
         assert all(len(updates.matrix) == 2 for updates, _, _ in simulated.calls)
 
     def test_remembers_nothing_if_it_is_not_used(self, doubles: ModuleType) -> None:
         sim, _, simulated = with_recorders(Simulating(times=0))
-        assert [state.adversary for state, _ in sim.rounds()] == [None] * 4
+        assert [state.adversary for state, _ in sim.rounds()] == [{"attack": None, "defense": None}] * 4
         assert simulated.calls == []
 
     def test_another_number_of_rows_is_examined_without_memory(self, doubles: ModuleType) -> None:

@@ -38,8 +38,10 @@ FLOORS = {
 # Rooms with one paper per file, or per folder of files, which do not import each other.
 SEPARATE = ("aggregators", "detectors", "preaggregators", "attacks")
 # What is made of others in its room, and helpers that several share.
-COMPOSED = {"aggregators.chain", "attacks.mixture", "attacks.split_layers"}
-SHARED = {"attacks.triggers"}
+COMPOSED = {"aggregators.chain"} | {
+    f"attacks.{name}" for name in ("mixture", "split_layers", "fresh_identity", "sleeper", "on_off", "jitter")
+}
+SHARED = {"attacks.triggers", "attacks.pauses", "attacks.noise"}
 MOST_LINES = 300
 
 

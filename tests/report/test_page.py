@@ -110,6 +110,54 @@ def test_rounds_without_a_decision(make_run: MakeRun, tmp_path: Path) -> None:
     assert run["curves"]["fnr"] == [[1, 2], [0, 0]]
 
 
+def returning(make_run: MakeRun, rounds: int = 300) -> Path:
+    """A run whose malicious client has a new id every round and is missed in every third."""
+    seen = [
+        record(
+            k,
+            0.5,
+            clients=(4 * k, 1, 2, 3),
+            malicious=(4 * k,),
+            rejected=(4 * k,) if k % 3 else (2,),
+            false_positive_rate=0.0 if k % 3 else 1 / 3,
+            false_negative_rate=0.0 if k % 3 else 1.0,
+            diagnosis=diagnosis(),
+        )
+        for k in range(rounds)
+    ]
+    return make_run("a", [], seen, attack="fresh-identity", rounds=rounds).parent
+
+
+def test_a_client_with_new_ids_keeps_its_line(make_run: MakeRun, tmp_path: Path) -> None:
+    write_page(load([returning(make_run)]), tmp_path / "index.html")
+    (run,) = content(tmp_path / "index.html")["runs"]
+    assert run["state"] == ""
+    assert run["summary"]["fnr"] == pytest.approx(1 / 3, abs=1e-4)
+    assert run["map"]["clients"] == [0, 1, 2, 3]
+    assert run["map"]["malicious"] == [0]
+    assert run["map"]["present"] is None
+    assert len(run["map"]["rejected"]) == 200
+    assert run["map"]["rejected"][0] == [2]
+    assert {tuple(row) for row in run["map"]["rejected"]} == {(0,), (2,)}
+    for shown in run["scatter"]:  # one round each, so with the ids that the server saw
+        assert shown["malicious"] == [4 * shown["round"]]
+        assert shown["clients"] == [4 * shown["round"], 1, 2, 3]
+
+
+def test_no_map_of_more_clients_than_a_canvas_has_room_for(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few in each round, but other ones every round."""
+    monkeypatch.setattr(page_module, "_MAP_CLIENTS", 30)
+    drawn = [tuple(range(4 * (k % 10), 4 * (k % 10) + 4)) for k in range(20)]
+    for name, rounds, known in (("a", 7, list(range(28))), ("b", 8, None)):
+        seen = [record(k, 0.5, clients=drawn[k], malicious=(), rejected=()) for k in range(rounds)]
+        path = make_run(name, [], seen, attack="min-max", rounds=rounds, clients=40)
+        write_page(load([path]), tmp_path / "index.html")
+        (run,) = content(tmp_path / "index.html")["runs"]
+        assert (run["map"] and run["map"]["clients"]) == known
+
+
 def test_scatters_keep_to_their_budget(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "_SCATTER_BUDGET", 2000)
     make_run("a", [], [record(k, 0.5, diagnosis=diagnosis()) for k in range(40)], rounds=40)
@@ -305,6 +353,17 @@ def test_rounds_without_a_decision_in_a_browser(make_run: MakeRun, tmp_path: Pat
     text = tab.inner_text("#map-text")
     assert "Benign clients were rejected 0 of 6 times, malicious clients missed 0 of 2 times." in text
     assert "No decision in 1 of these rounds." in text
+    assert said == []
+
+
+def test_new_ids_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
+    write_page(load([returning(make_run, rounds=9)]), tmp_path / "index.html")
+    tab, said = opened(browser, tmp_path / "index.html")
+    tab.locator("#matrix tbody button").first.click()
+    text = tab.inner_text("#map-text")
+    assert "4 clients (down), 9 rounds (across)." in text
+    assert "Benign clients were rejected 3 of 27 times, malicious clients missed 3 of 9 times." in text
+    assert "client 32, malicious, rejected" in tab.locator("#scatter svg title").all_text_contents()[0]
     assert said == []
 
 

@@ -154,6 +154,13 @@ class TestAbsurd:
             ({"clients": (-1, 1, 2, 3)}, "4 clients with ids from -1 to 3, where there are ids 0 to 3"),
             ({"clients": tuple(range(100_000))}, "100000 clients with ids from 0 to 99999"),
             ({"clients": (0, 0, 1, 1, 2)}, "5 clients"),
+            # new ids: of malicious clients only, and one a round at most
+            (
+                {"clients": (0, 1, 2, 7)},
+                "4 clients with ids from 0 to 7, where there are ids 0 to 3, malicious clients'",
+            ),
+            ({"clients": (8, 1, 2, 3), "malicious": (8,), "rejected": ()}, "malicious clients' to 7"),
+            ({"clients": (-4, 1, 2, 3), "malicious": (-4,), "rejected": ()}, "ids from -4 to 3"),
             ({"malicious": (9,)}, "decisions on clients that did not take part"),
             ({"rejected": (5,)}, "decisions on clients that did not take part"),
             ({"screened": (5,)}, "decisions on clients that did not take part"),
@@ -186,6 +193,16 @@ class TestAbsurd:
         figures.draw_all([run], grids, tmp_path / "figures")
         write_page([run], tmp_path / "index.html")
         assert "damaged: 1 of 4 records" in (tmp_path / "index.html").read_text()
+
+    def test_new_ids_of_malicious_clients_are_no_damage(self, make_run: MakeRun) -> None:
+        seen = [
+            record(k, 0.5, clients=(4 * k, 1, 2, 3), malicious=(4 * k,), rejected=(4 * k, 2), diagnosis=diagnosis())
+            for k in range(4)
+        ]
+        (run,) = load([make_run("a", [], seen, attack="fresh-identity", rounds=4)])
+        assert run.problems == ()
+        assert run.finished
+        assert list(run.records) == seen
 
     def test_out_of_order_and_twice(self, make_run: MakeRun) -> None:
         path = make_run("a", [0.1, 0.2, 0.3, 0.4])

@@ -39,6 +39,18 @@ ATTACKER: dict[str, Any] = {
     "malicious": 2,
     "rounds": 4,
 }
+# attackers that remember, have a simulated defense that remembers, and come back under new ids
+RETURNING: dict[str, Any] = {
+    **ATTACKER,
+    "attack": {
+        "name": "fresh-identity",
+        "every": 2,
+        "attack": {"name": "mixture", "attacks": ["doubles:Counts", "doubles:Simulating"]},
+    },
+    "clients_per_round": 4,
+    "rounds": 5,
+}
+PARTIAL: dict[str, Any] = {**RETURNING, "knowledge": "partial"}
 SKYMASK: dict[str, Any] = {
     "clients": 6,
     "rounds": 4,

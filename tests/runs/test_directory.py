@@ -71,7 +71,7 @@ class TestContents:
         assert set(state.server.optimizer) >= {"step", "exp_avg", "exp_avg_sq"}
         assert state.server.defense["seen"] == [7, (None, "text")]
         assert torch.is_tensor(state.server.defense["mean"])
-        assert (state.personal, state.adversary) == (None, None)
+        assert (state.personal, state.adversary) == (None, {"attack": None, "defense": None})
 
     def test_the_last_state_of_clients_and_attacker(self, doubles: ModuleType, tmp_path: Path) -> None:
         run_into(ATTACKER, tmp_path)
@@ -79,7 +79,8 @@ class TestContents:
         assert state is not None
         assert state.personal is not None
         assert state.personal.shape == (6, 20)
-        momentum, below, mean = state.adversary  # of the chain that the attacker simulates
+        assert state.adversary["attack"] is None
+        momentum, below, mean = state.adversary["defense"]  # of the chain that the attacker simulates
         assert (below, mean) == (4, None)
         assert momentum["momentum"].any()
 

@@ -273,6 +273,19 @@ class TestOtherSettings:
         said = refused(ALL, tmp_path, resume=True)
         assert "the checkpoint has the model as [[16], torch.float64], this experiment as [[15], torch.float64]" in said
 
+    @pytest.mark.parametrize("memory", [3, [None, 2], {"ids": torch.zeros(2)}], ids=["number", "list", "dict"])
+    def test_a_memory_of_an_attacker_from_another_version(
+        self, doubles: ModuleType, tmp_path: Path, memory: object
+    ) -> None:
+        directory = killed(tmp_path)
+        state = directory.load(CPU)
+        assert state is not None
+        directory.save(replace(state, adversary=memory), Experiment.of(ALL), directory.covered(4)[0].hexdigest())
+        assert refused(ALL, tmp_path, resume=True) == (
+            "can't resume: the checkpoint has no attacker's memory as this version of fedsieve keeps it; "
+            "choose another --out, or --fresh to start anew"
+        )
+
     def test_data_that_have_changed(self, tmp_path: Path) -> None:
         table = tmp_path / "table.csv"
         rows = [f"{k % 3},{(k % 3) * 5 + k % 7},{k % 4}" for k in range(120)]

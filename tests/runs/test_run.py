@@ -18,6 +18,8 @@ from tests.runs.conftest import (
     DETECTOR,
     FILES,
     NOWHERE,
+    PARTIAL,
+    RETURNING,
     SKYMASK,
     KilledError,
     assert_same_run,
@@ -27,14 +29,14 @@ from tests.runs.conftest import (
 
 
 class TestSame:
-    @pytest.mark.parametrize("settings", [ALL, DETECTOR, ATTACKER, SKYMASK])
+    @pytest.mark.parametrize("settings", [ALL, DETECTOR, ATTACKER, RETURNING, PARTIAL, SKYMASK])
     def test_twice_to_the_byte(self, doubles: ModuleType, tmp_path: Path, settings: dict[str, Any]) -> None:
         run_into(settings, tmp_path / "one")
         torch.manual_seed(77)
         run_into(settings, tmp_path / "two")
         assert_same_run(tmp_path / "one", tmp_path / "two")
 
-    @pytest.mark.parametrize("settings", [ALL, DETECTOR, ATTACKER, SKYMASK])
+    @pytest.mark.parametrize("settings", [ALL, DETECTOR, ATTACKER, RETURNING, PARTIAL, SKYMASK])
     @pytest.mark.parametrize("kill_after", [0, 2])
     def test_resumed_equals_straight(
         self, doubles: ModuleType, tmp_path: Path, settings: dict[str, Any], kill_after: int
@@ -58,6 +60,23 @@ class TestSame:
         assert summary == summarize(straight)
         # with the checkpoint before the last, if there was one
         assert {path.name for path in (tmp_path / "killed").iterdir()} - {PREVIOUS} == set(FILES)
+
+    @pytest.mark.parametrize("settings", [RETURNING, PARTIAL], ids=["full", "partial"])
+    def test_a_checkpoint_holds_the_attackers_memory(
+        self, doubles: ModuleType, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        """Of the attack that remembers, and of its simulated defense if it sees the benign updates; ids go on."""
+        records, _ = run_into(settings, tmp_path)
+        state = RunDirectory(tmp_path).load(CPU)
+        assert state is not None
+        counts, simulating = state.adversary["attack"]
+        bad = {i for record in records for i in record.malicious}
+        assert simulating is None
+        taken = counts[0]
+        assert 0 < taken <= 5
+        assert torch.is_tensor(counts[1])
+        assert (state.adversary["defense"] is None) == (settings is PARTIAL)
+        assert max(bad) == max(i for i in bad if i < 6) + 12  # rounds 4 and 5 are the third id's
 
     def test_killed_again_and_again(self, doubles: ModuleType, tmp_path: Path) -> None:
         run_into(ALL, tmp_path / "straight")

@@ -3,7 +3,7 @@
 Tolpegin, Truex, Gursoy, Liu. Data Poisoning Attacks Against Federated Learning Systems. ESORICS 2020.
 
 Variant: every label k becomes C - k - 1, for C classes, as in Fang et al. (USENIX Security 2020) and SkyMask.
-Departs: Tolpegin et al. flip one class into one other.
+Departs: Tolpegin et al. flip one class into one other, as ``targeted-flip`` does.
 """
 
 from dataclasses import dataclass

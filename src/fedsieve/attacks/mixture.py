@@ -5,9 +5,9 @@ No publication; SkyMask's authors leave it open (Yan et al., ECCV 2024, section 
 Variant: malicious client ``member`` runs attack number ``member`` modulo the number of attacks, in every round. The
 attacks don't collude: each sees the updates of its own clients and trains on their data alone, as if they were all the
 malicious clients of a round with the same number of clients (so that ``scaling`` replaces the mean with the update of
-its own clients). Each is granted what the threat model grants: the benign updates, the defense, and the clean data of
-all malicious clients. Where clients are drawn anew every round, an attack may have no client in some rounds. Success is
-measured for the first attack that is a backdoor.
+its own clients), numbered anew from 0. Each is granted what the threat model grants: the benign updates, the defense,
+and the clean data of all malicious clients. Where clients are drawn anew every round, an attack may have no client in
+some rounds. Success is measured for the first attack that is a backdoor.
 Departs: nothing, since nothing is published.
 """
 
@@ -31,6 +31,7 @@ from fedsieve.core.attack import (
     Training,
     Triggered,
     craft,
+    identity,
     poison,
 )
 from fedsieve.core.errors import ParameterError
@@ -83,19 +84,26 @@ class Mixture:
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
         """See :class:`fedsieve.core.attack.DataAttack`."""
-        return poison(self.attacks[view.member % len(self.attacks)], x, y, view)
+        n = len(self.attacks)
+        return poison(self.attacks[view.member % n], x, y, replace(view, member=view.member // n))
 
     def craft(self, view: AttackView, /) -> Crafted:
         """See :class:`fedsieve.core.attack.UpdateAttack`; the memory is one per attack."""
-        sent, memories = view.malicious_updates.clone(), list(view.memory or [None] * len(self.attacks))
+        n = len(self.attacks)
+        sent, memories = view.malicious_updates.clone(), list(view.memory or [None] * n)
         for k, attack in enumerate(self.attacks):
-            rows = view.members % len(self.attacks) == k
+            rows = view.members % n == k
             if not rows.any():
                 continue
-            own = replace(restricted(view, rows), memory=memories[k])
+            own = replace(restricted(view, rows), members=view.members[rows] // n, memory=memories[k])
             crafted = craft(attack, own, f"mixture: {type(attack).__name__}")
             sent[rows], memories[k] = crafted.updates, crafted.memory
         return Crafted(sent, memories)
+
+    def identity(self, member: int, round: int, /) -> int:
+        """See :class:`fedsieve.core.attack.Identities`; that of the client's own attack."""
+        n = len(self.attacks)
+        return identity(self.attacks[member % n], member // n, round)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """See :class:`fedsieve.core.attack.Backdoor`; samples of the first attack that is one."""

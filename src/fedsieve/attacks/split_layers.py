@@ -29,6 +29,7 @@ from fedsieve.core.attack import (
     Triggered,
     UpdateAttack,
     craft,
+    identity,
     poison,
 )
 from fedsieve.core.errors import ParameterError
@@ -132,6 +133,10 @@ class SplitLayers:
             rows = own + self.factor * (rows - own)
         rows = torch.where(own_coordinates(view.layout, view.members, self.groups).to(own.device), rows, own)
         return Crafted(rows, crafted.memory)
+
+    def identity(self, member: int, round: int, /) -> int:
+        """See :class:`fedsieve.core.attack.Identities`; that of the inner attack."""
+        return identity(self.attack, member, round)
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """See :class:`fedsieve.core.attack.Backdoor`; samples of the inner attack."""

@@ -152,14 +152,17 @@ def _report(
     experiment: "Experiment", target: Path, summary: dict[str, Any], reading: str, seconds: float, as_json: bool
 ) -> None:
     """Print the results of a run, and to standard error what is wrong with them."""
-    from fedsieve.report import text
+    from fedsieve.report import flags, text
     from fedsieve.runs.directory import RunDirectory
 
     result = text.as_json(experiment, RunDirectory(target).iter_records(), summary, reading, seconds, str(target))
     if warning := text.warning(result):
         _say(f"warning: {warning}", "bold yellow")
+    raised = flags.of_run(experiment, summary, result["rounds"], str(target))
+    for line in flags.lines(raised):
+        _say(line, "yellow")
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({**result, "flags": [flag.as_json() for flag in raised]}))
     else:
         out.print(f"{text.heading(experiment)}, {result['rounds']} rounds, seed {experiment.seed}")
         out.print(text.closing(result))

@@ -138,8 +138,13 @@ class Experiment(Frozen):
         defense = registry.build_defense(self.defense.name, self.defense.parameters)
         if isinstance(defense, Bounded):
             defense.check(self.clients_per_round, self.assumed_malicious)
-        if not self.knows_defense and "defense" in registry.needs("attacks", self.attack.name, self.attack.parameters):
-            raise ValueError(f"attack {self.attack.name} must know the defense; grant it with knows_defense=true")
+        needs, attack = registry.needs("attacks", self.attack.name, self.attack.parameters), self.attack.name
+        if not self.knows_defense and "defense" in needs:
+            raise ValueError(f"attack {attack} must know the defense; grant it with knows_defense=true")
+        if self.knowledge != "full" and "benign updates" in needs:
+            raise ValueError(f"attack {attack} must see the benign updates; grant them with knowledge=full")
+        if self.n_malicious == self.clients and "benign updates" in needs:
+            raise ValueError(f"attack {attack} needs benign clients, but all {self.clients} clients are malicious")
         return self
 
     @classmethod

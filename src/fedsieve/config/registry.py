@@ -213,7 +213,7 @@ def _completed_part(kind: str, owner: str, part: Any, usual: Mapping[str, Mappin
 def _refuse_unknown(kind: str, name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for parameter in given:
         if parameter not in known:
-            near = get_close_matches(parameter, known, n=3, cutoff=0.5)
+            near = get_close_matches(str(parameter), known, n=3, cutoff=0.5)
             have = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'none'}"
             raise ParameterError(f"{kind[:-1]} {name} has no parameter {shown(parameter)}; {have}")
 

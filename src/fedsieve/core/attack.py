@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fedsieve.core.contract import check_state
 from fedsieve.core.defense import Aggregate, Root
 from fedsieve.core.direct import described
 from fedsieve.core.errors import StageError
+from fedsieve.core.escaping import shown
 from fedsieve.core.layout import Layout
 
 
@@ -86,6 +88,7 @@ class AttackView:
             ``root`` as root data and random numbers of the attacker's own. It has a memory of earlier rounds if the
             attacker sees the benign updates.
         memory: What the attack returned as :attr:`Crafted.memory` in the last round in which it took part; None before.
+        benign_ids: Client ids of the rows of ``benign_updates``, [b]; None where these are not granted.
     """
 
     round: int
@@ -100,6 +103,7 @@ class AttackView:
     root: Root
     simulate_defense: Callable[[Float[Tensor, "n d"]], Aggregate] | None = None
     memory: Any = None
+    benign_ids: Int[Tensor, " b"] | None = None
 
     @property
     def known_updates(self) -> Float[Tensor, "k d"]:
@@ -141,6 +145,31 @@ class UpdateAttack(Protocol):
 
 
 Attack = DataAttack | UpdateAttack
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """An attack with parameters that don't fit every model."""
+
+    def check_layout(self, layout: Layout, /) -> None:
+        """Raise :class:`fedsieve.core.errors.ParameterError` where they don't fit this one; asked before round 0."""
+        ...
+
+
+@runtime_checkable
+class Identities(Protocol):
+    """An attack whose malicious clients leave and come back under new client ids, as if they were new clients."""
+
+    def identity(self, member: int, round: int, /) -> int:
+        """How many client ids a malicious client has used up before ``round``; 0 is the id that it was given first.
+
+        A function of its arguments alone; it never falls from round to round, and rises by at most 1.
+
+        Args:
+            member: :attr:`PoisonView.member` of the client.
+            round: Counts from 0.
+        """
+        ...
 
 
 def poison(attack: Attack, x: Tensor, y: Tensor, view: PoisonView, name: str = "") -> tuple[Tensor, Tensor]:
@@ -185,7 +214,8 @@ def craft(attack: Attack, view: AttackView, name: str) -> Crafted:
         name: Name of the attack for the error message.
 
     Raises:
-        StageError: If the attack returns something else than floats, one row per malicious client.
+        StageError: If the attack returns something else than floats, one row per malicious client, or a memory that a
+            checkpoint can't hold.
     """
     honest = view.malicious_updates
     if not isinstance(attack, UpdateAttack):
@@ -197,7 +227,33 @@ def craft(attack: Attack, view: AttackView, name: str) -> Crafted:
         raise StageError(
             f"attack {name} returned {described(rows)} instead of {described(honest)}: one row per malicious client"
         )
+    check_state(f"attack {name}", memory, "memory")
     return Crafted(rows.detach().to(honest), memory)
+
+
+def identity(attack: Attack, member: int, round: int, name: str = "") -> int:
+    """How many client ids a malicious client has used up before ``round``; 0 unless the attack changes ids.
+
+    An attack that is made of others asks the one that acts for this client.
+
+    Args:
+        attack: The attack.
+        member: :attr:`PoisonView.member` of the client.
+        round: Counts from 0.
+        name: Name of the attack for the error message; by default that of its class.
+
+    Raises:
+        StageError: If the attack returns something else than an integer in 0 to ``round``.
+    """
+    if not isinstance(attack, Identities):
+        return 0
+    used: Any = attack.identity(member, round)
+    if not isinstance(used, int) or isinstance(used, bool) or not 0 <= used <= round:
+        raise StageError(
+            f"attack {name or type(attack).__name__} returned {shown(used)} as the number of ids that malicious client "
+            f"{member} has used up before round {round}, expected an integer in 0 to {round}"
+        )
+    return used
 
 
 @dataclass(frozen=True)

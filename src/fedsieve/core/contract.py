@@ -47,7 +47,7 @@ def detect(detector: Detector, updates: Updates, view: ServerView) -> Detection:
     n = len(updates.matrix)
     accepted, scores = _per_client(name, found.accepted, found.scores, n, updates.matrix)
     _check_diagnosis(name, found.diagnosis, n)
-    _check_state(name, found.state)
+    check_state(name, found.state)
     return replace(found, accepted=accepted, scores=scores)
 
 
@@ -66,7 +66,7 @@ def preaggregate(stage: PreAggregator, updates: Updates, view: ServerView) -> Pr
         raise StageError(f"{name} returned updates {described(x)}, expected floats {list(updates.matrix.shape)}")
     if not isinstance(ids, Tensor) or not torch.equal(ids, updates.client_ids):
         raise StageError(f"{name} returned other clients, or the same in another order")
-    _check_state(name, found.state)
+    check_state(name, found.state)
     x = x.detach().to(updates.matrix)
     if not finite(x):
         broken = int((~torch.isfinite(x).all(dim=1)).sum())
@@ -94,7 +94,7 @@ def aggregate(aggregator: Aggregator, updates: Updates, view: ServerView) -> Agg
         raise StageError(f"{name} returned weights {described(found.weights)}, expected floats [{n}]")
     accepted, scores = _per_client(name, found.accepted, found.scores, n, x)
     _check_diagnosis(name, found.diagnosis, n)
-    _check_state(name, found.state)
+    check_state(name, found.state)
     update, weights = found.update.detach().to(x), found.weights.detach().to(x)
     least, total = float(weights.min()), float(weights.double().sum())
     if isfinite(total) and (least < 0 or (abs(total - 1) > 1e-3 and total != 0)):
@@ -187,22 +187,23 @@ def _check_diagnosis(name: str, found: Any, n: int) -> None:
         )
 
 
-def _check_state(name: str, state: Any, where: str = "state", level: int = 0) -> None:
+def check_state(name: str, state: Any, where: str = "state", level: int = 0) -> None:
     """Raise where a state can't be kept in a checkpoint: better in the first round than at the end of a run."""
+    kind = where.removeprefix("a key of ").partition(".")[0]
     if level > _DEEPEST:
-        raise StageError(f"{name} returned a state of more than {_DEEPEST} levels; does it hold itself?")
+        raise StageError(f"{name} returned a {kind} of more than {_DEEPEST} levels; does it hold itself?")
     if isinstance(state, Mapping):
         for key, value in state.items():
-            _check_state(name, key, f"a key of {where}", level + 1)
-            _check_state(name, value, f"{where}.{key}", level + 1)
+            check_state(name, key, f"a key of {where}", level + 1)
+            check_state(name, value, f"{where}.{key}", level + 1)
     elif isinstance(state, list | tuple):
         for k, value in enumerate(state):
-            _check_state(name, value, f"{where}.{k}", level + 1)
+            check_state(name, value, f"{where}.{k}", level + 1)
     elif isinstance(state, Tensor):
         if state.requires_grad:
             raise StageError(f"{name} returned a {where} that requires grad; detach it, or its memory grows each round")
     elif state is not None and not isinstance(state, bool | int | float | str):
         raise StageError(
-            f"{name} returned {described(state)} in its {where}; a state is made of tensors, numbers, text, "
+            f"{name} returned {described(state)} in its {where}; a {kind} is made of tensors, numbers, text, "
             "lists, tuples and dicts"
         )

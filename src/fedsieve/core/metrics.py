@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fedsieve.core.damage import RunDamage, late_from
 from fedsieve.core.records import RoundRecord
 
 
@@ -106,20 +107,23 @@ class Summary:
     def __init__(self) -> None:
         self.rounds = 0
         self._evaluated, self._accuracy = array("q"), array("d")  # rounds with an evaluation, and their accuracy
-        self._success: tuple[float | None, float | None] = (None, None)
+        self._success, self._success_all = array("d"), array("d")  # in the same rounds; NaN where undefined
         self._fpr, self._fnr = array("d"), array("d")  # NaN where undefined
         self._not_applied: dict[str, int] = {}
         self._screened: dict[str, int] = {}
+        self._damage = RunDamage()
 
     def add(self, record: RoundRecord) -> None:
         """Add the next round."""
         self.rounds += 1
+        self._damage.add(record)
         if record.test_accuracy is not None:
             self._evaluated.append(record.round)
             self._accuracy.append(record.test_accuracy)
-            self._success = (record.attack_success_rate, record.attack_success_rate_all)
-        self._fpr.append(nan if record.false_positive_rate is None else record.false_positive_rate)
-        self._fnr.append(nan if record.false_negative_rate is None else record.false_negative_rate)
+            self._success.append(_or_nan(record.attack_success_rate))
+            self._success_all.append(_or_nan(record.attack_success_rate_all))
+        self._fpr.append(_or_nan(record.false_positive_rate))
+        self._fnr.append(_or_nan(record.false_negative_rate))
         if not record.applied:
             count_reason(self._not_applied, record.note or NO_REASON)
         for _, reason in zip_longest(record.screened, record.screened_reasons[: len(record.screened)]):
@@ -128,13 +132,13 @@ class Summary:
     def result(self) -> dict[str, Any]:
         """The results of the rounds so far."""
         n, half = self.rounds, self.rounds // 2
-        pairs = zip(self._evaluated, self._accuracy, strict=True)
-        late = [accuracy for k, accuracy in pairs if k >= n - max(1, n // 10)] or self._accuracy[-1:]
+        count = sum(k >= late_from(n) for k in self._evaluated) or 1  # rounds are in order
         return {
             "test_accuracy": mean_of(self._accuracy[-1:]),
-            "late_test_accuracy": mean_of(late),
-            "attack_success_rate": mean_of(self._success[:1]),
-            "attack_success_rate_all": mean_of(self._success[1:]),
+            "late_test_accuracy": mean_of(self._accuracy[-count:]),
+            "attack_success_rate": mean_of(map(finite, self._success[-1:])),
+            "attack_success_rate_all": mean_of(map(finite, self._success_all[-1:])),
+            "late_attack_success_rate": mean_of(map(finite, self._success[-count:])),
             "false_positive_rate": mean_of(map(finite, self._fpr)),
             "false_negative_rate": mean_of(map(finite, self._fnr)),
             "late_false_positive_rate": mean_of(map(finite, self._fpr[half:])),
@@ -143,7 +147,12 @@ class Summary:
             "not_applied_reasons": dict(self._not_applied),
             "updates_screened": sum(self._screened.values()),
             "screened_reasons": dict(self._screened),
+            **self._damage.result(),
         }
+
+
+def _or_nan(value: float | None) -> float:
+    return nan if value is None else value
 
 
 def summarize(records: Iterable[RoundRecord]) -> dict[str, Any]:
@@ -154,11 +163,24 @@ def summarize(records: Iterable[RoundRecord]) -> dict[str, Any]:
     round to round, ``late_test_accuracy`` is the mean over the evaluations in the last tenth of the rounds (at least
     one round), or that of the last evaluation if there is none among them.
 
-    Attack success rates are those of the last evaluation. Detection rates are means over the rounds in which they are
-    defined: over all rounds, and with ``late_`` over the second half. None where there is no value.
+    Attack success rates are those of the last evaluation, ``late_attack_success_rate`` is the mean over the same
+    evaluations as ``late_test_accuracy``. Detection rates are means over the rounds in which they are defined: over all
+    rounds, and with ``late_`` over the second half. None where there is no value.
 
     ``rounds_not_applied`` is the number of rounds that left the global model unchanged, ``updates_screened`` that of
     the updates dropped before the defense; both by reason in ``not_applied_reasons`` and ``screened_reasons``.
+
+    Damage that needs no other run to compare with; rounds count from 0 as in the records:
+
+    - ``rounds_until_detection``: from the first round in which a malicious client took part to the first in which one
+      was rejected, whether it attacked before or not; 0 if both are the same round, None if none ever was.
+    - ``benign_client_rounds_lost``: how often a benign client was rejected, and ``benign_share_lost``, of all times
+      that one took part; None if the defense never took a decision. ``rounds_decided`` is the number of rounds in which
+      it did, ``malicious_client_rounds`` how often a malicious client took part. Rounds in which every update was
+      dropped before the defense are none in which it decided.
+    - ``worst_attack_success_rate``: the highest of any evaluation, and ``worst_attack_success_round``, the first such.
+    - ``largest_accuracy_fall``: how far the accuracy of an evaluation lay below the best one before it, at most, and
+      ``largest_accuracy_fall_round``, the first with it; None if accuracy never fell.
 
     Args:
         records: The records of all rounds so far, in order.

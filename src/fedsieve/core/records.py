@@ -4,6 +4,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+def seen_id(client: int, used: int, n_clients: int) -> int:
+    """The id under which the server sees a client that has used up ``used`` ids: one that no other client ever has.
+
+    Only malicious clients change their ids (:class:`fedsieve.core.attack.Identities`).
+
+    Args:
+        client: The client, in 0 to ``n_clients - 1``; its first id.
+        used: Number of ids that it has used up.
+        n_clients: Number of clients.
+
+    >>> [seen_id(3, used, n_clients=10) for used in range(4)]
+    [3, 13, 23, 33]
+    """
+    return client + used * n_clients
+
+
+def client_behind(seen: int, n_clients: int) -> int:
+    """The client that the server sees under an id: inverse of :func:`seen_id`.
+
+    >>> client_behind(33, n_clients=10)
+    3
+    """
+    return seen % n_clients
+
+
 @dataclass(frozen=True)
 class DiagnosisRecord:
     """A :class:`fedsieve.core.defense.Diagnosis` as it is stored: rounded; None for clients that were not examined.
@@ -29,7 +54,8 @@ class DiagnosisRecord:
 class RoundRecord:
     """All that is kept of one round.
 
-    Client lists hold ids. Rates are in [0, 1] and None where they are undefined: the defense rejects nobody or cannot
+    Client lists hold ids, as the server saw them: a malicious client may take part under new ones (:func:`seen_id`).
+    Rates are in [0, 1] and None where they are undefined: the defense rejects nobody or cannot
     decide yet, no benign or no malicious client took part, the round was not evaluated, the attack has no backdoor.
 
     Attributes:

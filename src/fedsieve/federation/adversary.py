@@ -4,6 +4,7 @@ The attacker never gets the server's random stream, root data, batches or folds:
 data and with random streams of its own.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +13,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fedsieve.core.attack import Attack, AttackView, craft
+from fedsieve.core.attack import Attack, AttackView, Fitted, craft, identity
 from fedsieve.core.defense import Aggregate, Aggregator, Network, ServerView, Updates
 from fedsieve.core.layout import Layout
+from fedsieve.core.records import seen_id
 from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, Trainer
 from fedsieve.federation.root import RootClient
 from fedsieve.federation.server import defend
+
+
+def check_layout(attack: Attack, layout: Layout) -> None:
+    """Ask an attack, and all that it is made of, whether its parameters fit the model.
+
+    An attack that waits would otherwise end a run in the first round in which it attacks.
+
+    Raises:
+        ParameterError: If they don't.
+    """
+    if isinstance(attack, Fitted):
+        attack.check_layout(layout)
+    for name in getattr(type(attack), "parts", None) or ():
+        part = getattr(attack, name, None)
+        for inner in part if isinstance(part, list | tuple) else [part]:
+            if inner is not None:
+                check_layout(inner, layout)
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ class SimulatedDefense:
     Attributes:
         defense: The server's defense.
         layout: Of the model.
-        ids: Client ids of the round, malicious ones first, [n].
+        ids: Client ids of the round as the server sees them, malicious clients first, [n].
         view: The attacker's estimate of the server's view.
         used: Whether it was called.
     """
@@ -84,7 +103,8 @@ class Adversary:
     Attributes:
         attack: The attack.
         name: Name of the attack, for error messages.
-        malicious: Ids of the malicious clients, in the attacker's own order.
+        malicious: The malicious clients by their first ids, in the attacker's own order.
+        n_clients: Number of clients of the federation.
         poisoned: Their training data, by id.
         clean: Their data before it was poisoned, by id.
         trainer: Trains them as every client is trained.
@@ -100,6 +120,7 @@ class Adversary:
     attack: Attack
     name: str
     malicious: tuple[int, ...]
+    n_clients: int
     poisoned: Mapping[int, ClientData]
     clean: Mapping[int, ClientData]
     trainer: Trainer
@@ -109,6 +130,16 @@ class Adversary:
     sees_benign_updates: bool
     defense: Aggregator | None
     assumed_malicious: int
+
+    def ids(self, cohort: Sequence[int], round: int) -> list[int]:
+        """The ids under which the server sees the clients of a round: new ones where the attack changes them.
+
+        Raises:
+            StageError: If the attack's :meth:`fedsieve.core.attack.Identities.identity` returns no number of ids.
+        """
+        members = {client: member for member, client in enumerate(self.malicious)}
+        used = [identity(self.attack, members[i], round, self.name) if i in members else 0 for i in cohort]
+        return [seen_id(i, k, self.n_clients) for i, k in zip(cohort, used, strict=True)]
 
     def send(
         self,
@@ -123,7 +154,7 @@ class Adversary:
 
         Args:
             honest: Every client's honestly trained update.
-            cohort: Ids of the clients of the round.
+            cohort: The clients of the round, by their first ids.
             bad: Which of them are malicious, [n].
             params: The global model, [d].
             round: Counts from 0.
@@ -137,7 +168,8 @@ class Adversary:
         memory = memory or {"attack": None, "defense": None}
         params = params.clone()  # an attack may write to what it is shown
         here = [i for i in cohort if i in self.malicious]
-        ids = torch.tensor(here + [i for i in cohort if i not in self.malicious], device=honest.device)
+        ordered = here + [i for i in cohort if i not in self.malicious]
+        ids = torch.tensor(self.ids(ordered, round), device=honest.device)
         root = RootClient(*self.root, params, round)
         simulated = None
         if self.defense is not None:
@@ -163,7 +195,8 @@ class Adversary:
             ),
             root=root,
             simulate_defense=simulated,
-            memory=memory["attack"],
+            memory=copy.deepcopy(memory["attack"]),
+            benign_ids=ids[len(here) :] if self.sees_benign_updates else None,
         )
         crafted, sent = craft(self.attack, view, self.name), honest.clone()
         sent[bad], defense = crafted.updates, memory["defense"]

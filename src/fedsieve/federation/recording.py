@@ -26,7 +26,7 @@ def round_record(
     Args:
         round: Counts from 0.
         updates: What the clients sent.
-        malicious: Ids of all malicious clients, including those that did not take part.
+        malicious: Ids of the malicious clients, as the server sees them; those that did not take part may be missing.
         decision: Of the server.
         scores: Of the evaluation after the round.
     """

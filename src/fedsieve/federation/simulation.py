@@ -22,7 +22,7 @@ from fedsieve.core.errors import ParameterError
 from fedsieve.core.records import RoundRecord
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
-from fedsieve.federation.adversary import Adversary
+from fedsieve.federation.adversary import Adversary, check_layout
 from fedsieve.federation.clients import LocalTraining, Trainer
 from fedsieve.federation.evaluation import Scores, evaluate
 from fedsieve.federation.model import build_model
@@ -93,6 +93,7 @@ class Simulation:
         holdings = distribute(e, data, attack, folder, device)
         model, params = build_model(e, data)
         params = params.to(device)
+        check_layout(attack, model.layout)
         settings = LocalTraining(**e.local.model_dump(exclude={"batch_norm"}, exclude_none=True))
         # a root model takes as many steps as a client does, however few samples it has for them
         root_settings = settings.as_many_steps([len(c.y) for c in holdings.clients.values()])
@@ -119,6 +120,7 @@ class Simulation:
             attack=attack,
             name=e.attack.name,
             malicious=holdings.malicious,
+            n_clients=e.clients,
             poisoned={i: holdings.clients[i] for i in holdings.malicious},
             clean=holdings.clean,
             trainer=trainer,
@@ -156,24 +158,26 @@ class Simulation:
         honest, personal = self._trained(cohort, state)
         clock.lap("train")
         matrix, memory = honest, state.adversary
+        ids = self.adversary.ids(cohort, state.round)
         bad = torch.tensor([i in holdings.malicious for i in cohort], device=honest.device)
         if bad.any():
             matrix, memory = self.adversary.send(honest, cohort, bad, params, state.round, memory)
         if personal is not None:  # not sent, so an attack can't change them either
             matrix[:, self.trainer.model.normalisation] = 0
         clock.lap("attack")
-        updates = Updates(matrix, torch.tensor(cohort, device=matrix.device), self.trainer.model.layout)
+        updates = Updates(matrix, torch.tensor(ids, device=matrix.device), self.trainer.model.layout)
         server, decision = self.server.step(state.server, updates)
         following = SimulationState(server, personal, memory)
         clock.lap("defend")
         scores = self._evaluated(following)
         clock.lap("evaluate")
-        record = round_record(state.round, updates, holdings.malicious, decision, scores)
+        malicious = [i for i, attacks in zip(ids, bad.tolist(), strict=True) if attacks]
+        record = round_record(state.round, updates, malicious, decision, scores)
         clock.lap("record")
         return following, replace(record, seconds=clock.laps)
 
     def _cohort(self, round: int) -> list[int]:
-        """Ids of the clients that take part in a round, ascending."""
+        """The clients that take part in a round by their first ids, ascending."""
         n, k = self.experiment.clients, self.experiment.clients_per_round
         if k == n:
             return list(range(n))

@@ -1,4 +1,7 @@
-"""What is kept in memory of a run: its summary and a bounded number of points of each curve, never its records."""
+"""What is kept in memory of a run: its summary, its evaluations, and a bounded number of points of each curve.
+
+Never its records, which are hundreds of times as large as the two numbers of an evaluation.
+"""
 
 from array import array
 from collections.abc import Iterable, Mapping
@@ -24,6 +27,7 @@ class Digest:
     Attributes:
         rounds: Number of rounds.
         summary: :func:`fedsieve.core.metrics.summarize` of all of them.
+        evaluations: The rounds with an evaluation and their accuracy, all of them: damage is compared round by round.
         curves: The rounds in which a field has a value, and the values, evenly thinned to :data:`POINTS`; by field of
             :class:`fedsieve.core.records.RoundRecord`, and :data:`MISSED`.
         decided_from: First round, counted from 0, in which the defense took a decision; None if it never did.
@@ -33,6 +37,7 @@ class Digest:
 
     rounds: int
     summary: Mapping[str, Any]
+    evaluations: Curve
     curves: Mapping[str, Curve]
     decided_from: int | None
     n_diagnosed: int
@@ -56,7 +61,24 @@ class Digest:
                     curves[name][0].append(record.round)
                     curves[name][1].append(value)
         thinned = {name: (thin(rounds, POINTS), thin(values, POINTS)) for name, (rounds, values) in curves.items()}
-        return cls(summary.rounds, summary.result(), thinned, decided_from, len(diagnosed), thin(diagnosed, POINTS))
+        return cls(
+            rounds=summary.rounds,
+            summary=summary.result(),
+            evaluations=curves["test_accuracy"],
+            curves=thinned,
+            decided_from=decided_from,
+            n_diagnosed=len(diagnosed),
+            diagnosed=thin(diagnosed, POINTS),
+        )
+
+    @property
+    def accuracies(self) -> list[float | None]:
+        """Test accuracy of each round, None where it was not evaluated."""
+        rounds, values = self.evaluations
+        found: list[float | None] = [None] * max(self.rounds, rounds[-1] + 1 if rounds else 0)
+        for k, value in zip(rounds, values, strict=True):
+            found[k] = value
+        return found
 
 
 def thin(values: "array[Any]", most: int) -> "array[Any]":

@@ -10,7 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedsieve.core.records import RoundRecord
+from fedsieve.core.records import RoundRecord, client_behind
+from fedsieve.report import damage, flags
 from fedsieve.report.digest import Curve, spaced, thin
 from fedsieve.report.escaping import json_in_html, shortened
 from fedsieve.report.load import Run
@@ -25,12 +26,13 @@ _SCATTER_ROUNDS = 60
 _MAP_CLIENTS = 8000  # browsers draw no higher canvas than two pixels for each of these
 _POINTS = 200
 _REASON = 200  # characters of a reason
-_SCRIPTS = ("common.js", "overview.js", "run.js")
+_SCRIPTS = ("common.js", "overview.js", "damage.js", "run.js")
 _SHORT = {
     "accuracy": "late_test_accuracy",
     "success": "attack_success_rate",
     "fpr": "false_positive_rate",
     "fnr": "false_negative_rate",
+    "worst_success": "worst_attack_success_rate",
 }
 _CURVES = {
     "accuracy": "test_accuracy",
@@ -67,10 +69,13 @@ def template() -> str:
 def _data(runs: Sequence[Run]) -> Iterator[str]:
     """The page's JSON in parts, one for each run."""
     known = sorted((run for run in runs if run.experiment is not None), key=_seed)
+    compared = damage.compare(runs)
     content = {
         "version": version("fedsieve"),
         "filters": differing([run.setting for run in known]),
         "problems": problems(runs),
+        "flags": [flag.as_json() for flag in flags.flags(runs, compared)],
+        "damage": [{"setting": row.setting, "fields": row.fields()} for row in damage.rows(runs, compared)],
         "styles": len(names := sorted({_name(run) for run in known})),
     }
     styles = {name: k for k, name in enumerate(names)}
@@ -79,6 +84,7 @@ def _data(runs: Sequence[Run]) -> Iterator[str]:
     yield json_in_html(content).removesuffix("}") + ',"runs":['
     for k, run in enumerate(known):
         found = {**_run(run, _MAP_BUDGET // mapped, _SCATTER_BUDGET // drawn), "style": str(styles[_name(run)])}
+        found["damage"] = json_in_html(_damage(run, compared.get(run.path)))
         yield ("," if k else "") + "{" + ",".join(f'"{key}":{value}' for key, value in found.items()) + "}"
     yield "]}"
 
@@ -97,7 +103,7 @@ def _run(run: Run, map_budget: int, scatter_budget: int) -> dict[str, str]:
     e = run.experiment
     assert e is not None
     problem = run.problems[0] if run.problems else ""
-    in_map, in_scatter = _positions(run, map_budget, scatter_budget)
+    in_map, in_scatter = _positions(run, e.clients, map_budget, scatter_budget)
     rows: list[RoundRecord] = []
     plots: list[str] = []
     for k, record in _at(run.records, {*in_map, *in_scatter}):
@@ -116,11 +122,21 @@ def _run(run: Run, map_budget: int, scatter_budget: int) -> dict[str, str]:
         "rounds": run.digest.rounds,
         "summary": {name: _rounded(run.summary[full]) for name, full in _SHORT.items()},
         "curves": {name: curve for name, full in _CURVES.items() if (curve := _curve(run.digest.curves[full]))},
-        "map": _map(rows),
+        "map": _map(rows, e.clients),
         "sampled": len(plots) < run.digest.n_diagnosed,
         "command": as_command(e),
     }
     return {**{key: json_in_html(value) for key, value in content.items()}, "scatter": f"[{','.join(plots)}]"}
+
+
+def _damage(run: Run, compared: damage.Compared | None) -> dict[str, Any]:
+    """A run's damage in words, and the two numbers of it that the overview shows."""
+    lost = None if compared is None else compared.damage
+    return {
+        "text": damage.said(run, compared),
+        "lost": None if lost is None else _rounded(lost.mean),
+        "worst_lost": None if lost is None else _rounded(lost.worst),
+    }
 
 
 def _at(records: Rounds, positions: set[int]) -> Iterator[tuple[int, RoundRecord]]:
@@ -129,7 +145,7 @@ def _at(records: Rounds, positions: set[int]) -> Iterator[tuple[int, RoundRecord
     return zip(sorted(positions), found, strict=False)
 
 
-def _positions(run: Run, map_budget: int, scatter_budget: int) -> tuple[set[int], set[int]]:
+def _positions(run: Run, n_clients: int, map_budget: int, scatter_budget: int) -> tuple[set[int], set[int]]:
     """Rounds of the map and of the scatter plots: evenly spaced, as many as fit in the budgets at the last one's size.
 
     None of them if a single one is larger than the whole page should be.
@@ -144,7 +160,7 @@ def _positions(run: Run, map_budget: int, scatter_budget: int) -> tuple[set[int]
     if rounds and run.digest.decided_from is not None:
         for _, record in _at(run.records, {rounds - 1}):
             if len(record.clients) <= _MAP_CLIENTS:
-                in_map = set(spaced(rounds, fitting(map_budget, _POINTS, _map([record]))))
+                in_map = set(spaced(rounds, fitting(map_budget, _POINTS, _map([record], n_clients))))
     in_scatter: set[int] = set()
     for _, record in _at(run.records, set(seen[-1:])):
         in_scatter = {seen[k] for k in spaced(len(seen), fitting(scatter_budget, _SCATTER_ROUNDS, _round(record)))}
@@ -157,17 +173,27 @@ def _curve(curve: Curve) -> list[list[float]] | None:
     return [[float(k) for k in rounds], [round(v, 4) for v in values]] if rounds else None
 
 
-def _map(shown: Sequence[RoundRecord]) -> dict[str, Any] | None:
-    """Rejected clients by round, None for a round without a decision; None as a whole if there is no decision."""
+def _map(shown: Sequence[RoundRecord], n_clients: int) -> dict[str, Any] | None:
+    """Rejected clients by round, None for a round without a decision.
+
+    A client that takes new ids keeps the line of its first one. None as a whole if there is no decision, or if there
+    are more clients than a canvas has room for.
+    """
     if not any(record.rejected is not None for record in shown):
         return None
-    clients = sorted({client for record in shown for client in record.clients})
+
+    def behind(ids: Sequence[int]) -> list[int]:
+        return [client_behind(seen, n_clients) for seen in ids]
+
+    clients = sorted({client for record in shown for client in behind(record.clients)})
+    if len(clients) > _MAP_CLIENTS:  # where other clients are drawn every round
+        return None
     everyone = all(len(record.clients) == len(clients) for record in shown)
     return {
         "clients": clients,
-        "malicious": sorted({client for record in shown for client in record.malicious}),
-        "rejected": [None if record.rejected is None else list(record.rejected) for record in shown],
-        "present": None if everyone else [list(record.clients) for record in shown],
+        "malicious": sorted({client for record in shown for client in behind(record.malicious)}),
+        "rejected": [None if record.rejected is None else behind(record.rejected) for record in shown],
+        "present": None if everyone else [behind(record.clients) for record in shown],
     }
 
 

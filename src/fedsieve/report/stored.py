@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import FedSieveError
-from fedsieve.core.records import DiagnosisRecord, RoundRecord
+from fedsieve.core.records import DiagnosisRecord, RoundRecord, seen_id
 from fedsieve.report.digest import Digest
 from fedsieve.runs.directory import RunDirectory
 
@@ -109,8 +109,11 @@ def _wrong(r: RoundRecord, above: int, rounds: int, clients: int) -> str:
     if not above <= r.round < rounds:
         return f"round {r.round}, where one from {above} to {rounds - 1} was expected"
     n, known = len(r.clients), set(r.clients)
-    if n > clients or (known and not 0 <= min(known) <= max(known) < clients):
-        return f"{n} clients with ids from {min(known)} to {max(known)}, where there are ids 0 to {clients - 1}"
+    top = seen_id(clients - 1, r.round, clients)  # a malicious client may take a new id every round
+    new = {i for i in known if not 0 <= i < clients}
+    if n > clients or not new.issubset(r.malicious) or not all(0 <= i <= top for i in new):
+        there = f"0 to {clients - 1}" + (f", malicious clients' to {top}" if r.round else "")
+        return f"{n} clients with ids from {min(known)} to {max(known)}, where there are ids {there}"
     if not known.issuperset(r.malicious) or not known.issuperset(r.rejected or ()) or not known.issuperset(r.screened):
         return "decisions on clients that did not take part"
     per_client: dict[str, Sequence[Any] | None] = {"weights": r.weights, "scores": r.scores}

@@ -67,6 +67,16 @@ def percent(rate: float | None) -> str:
     return DASH if rate is None else f"{number(rate)} %"
 
 
+def some(texts: Sequence[str], mark: str = ", ", most: int = 3) -> str:
+    """The first few texts, and the number of the others.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(texts) - most
+    return mark.join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def heading(experiment: Experiment) -> str:
     """Attack, defense, dataset and model in one line of rich's markup."""
     e = experiment
@@ -99,8 +109,14 @@ def closing(result: Mapping[str, Any]) -> Table:
     """The closing summary of one run, from :func:`as_json`."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     rows = {"Test accuracy": f"{percent(result['late_test_accuracy'])} (mean of the last tenth of the rounds)"}
+    if result["largest_accuracy_fall"] is not None:
+        at = result["largest_accuracy_fall_round"]
+        fell = "none" if at is None else f"{percent(result['largest_accuracy_fall'])} (round {at + 1})"
+        rows["Largest fall below the best"] = fell
     if result["attack_success_rate"] is not None:
-        rows["Attack success rate"] = percent(result["attack_success_rate"])
+        end, worst = percent(result["attack_success_rate"]), percent(result["worst_attack_success_rate"])
+        at = result["worst_attack_success_round"] + 1
+        rows["Attack success rate"] = f"{end} at the end, {worst} at worst (round {at})"
     if result["false_positive_rate"] is None:
         rows["Detection"] = f"{result['defense']} rejects no client"
     for name, rate in (
@@ -110,6 +126,11 @@ def closing(result: Mapping[str, Any]) -> Table:
         late, whole = result[f"late_{rate}"], result[rate]
         if whole is not None:
             rows[name] = f"{percent(late)} in the second half, {percent(whole)} over all rounds"
+    if result["benign_client_rounds_lost"] is not None:
+        share = percent(result["benign_share_lost"])
+        rows["Benign client-rounds lost"] = f"{result['benign_client_rounds_lost']} ({share})"
+    if until := until_detection(result):
+        rows["First malicious client rejected"] = until
     if result["rounds_not_applied"]:
         count = f"in {result['rounds_not_applied']} of {result['rounds']} rounds"
         rows["Model unchanged"] = f"{count}: {_counted(result['not_applied_reasons'])}"
@@ -120,6 +141,14 @@ def closing(result: Mapping[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, terminal(value))
     return table
+
+
+def until_detection(summary: Mapping[str, Any]) -> str:
+    """When a malicious client was first rejected, in words; "" where no decision was taken or none took part."""
+    rounds = summary["rounds_until_detection"]
+    if rounds is None:
+        return "" if summary["false_negative_rate"] is None else "never"
+    return f"after {rounds} round{'s' * (rounds > 1)}" if rounds else "in the first round with one"
 
 
 def warning(result: Mapping[str, Any]) -> str:

@@ -165,10 +165,10 @@ def go_on(directory: RunDirectory, good: Good, experiment: Experiment, device: t
 
 
 def check_fits(state: SimulationState, initial: SimulationState) -> None:
-    """See that a state is one of this model.
+    """See that a state is one of this model and of this version's attackers.
 
     Raises:
-        CorruptDataError: If not: the model's code has changed.
+        CorruptDataError: If not: the model's code has changed, or the checkpoint is an older version's.
     """
     for name, found, own in (
         ("the model", state.server.params, initial.server.params),
@@ -177,6 +177,11 @@ def check_fits(state: SimulationState, initial: SimulationState) -> None:
         a, b = ([list(x.shape), x.dtype] if isinstance(x, torch.Tensor) else None for x in (found, own))
         if a != b:
             raise CorruptDataError(f"can't resume: the checkpoint has {name} as {a}, this experiment as {b}; {ELSE}")
+    memory = state.adversary
+    if memory is not None and not (isinstance(memory, dict) and memory.keys() == {"attack", "defense"}):
+        raise CorruptDataError(
+            f"can't resume: the checkpoint has no attacker's memory as this version of fedsieve keeps it; {ELSE}"
+        )
 
 
 def same_run_beside(path: Path, experiment: Experiment) -> Path | None:

@@ -98,7 +98,7 @@ def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
     """The share of each layer that masks keep, of benign and of malicious clients.
 
     One panel per key; a bar from the smallest to the largest client, each a mean over the second half of the rounds,
-    and a marker at the mean over clients.
+    and a marker at the mean over clients. A client under a new id counts as another one.
 
     Raises:
         FedSieveError: If a run's records have no shares.

@@ -30,5 +30,10 @@ const MEASURES = [
   ["success", "attack success rate (last round)", false],
   ["fpr", "benign clients rejected (all rounds)", false],
   ["fnr", "malicious clients missed (all rounds)", false],
+  ["lost", "accuracy lost to the run without attack (per round)", false],
+  ["worst_lost", "accuracy lost to the run without attack (worst round)", false],
+  ["worst_success", "attack success rate (worst round)", false],
 ];
+const measured = (run, measure) => run.summary[measure] ?? run.damage[measure] ?? null;
+const some = texts => texts.slice(0, 3).join(", ") + (texts.length > 3 ? ` and ${texts.length - 3} more` : "");
 const state = {measure: "accuracy", filters: {}, chosen: null};

@@ -1,6 +1,11 @@
 // The head, the filters and the table of all runs.
 const finished = D.runs.filter(r => r.done).length;
 $("counts").textContent = `${D.runs.length} runs, ${finished} finished · made with fedsieve ${D.version}`;
+if (D.flags.length) {
+  $("flags").hidden = false;
+  $("flag-count").textContent = `${D.flags.length} flags`;
+  $("flag-list").append(...D.flags.map(f => element("li", {}, element("b", {}, f.name), ` ${f.text} [${some(f.runs)}]; see ${f.page}`)));
+}
 if (D.problems.length) {
   $("problems").hidden = false;
   $("problem-count").textContent = `${D.problems.length} problems`;
@@ -26,15 +31,15 @@ for (const key of D.filters) {
 }
 
 // --- The table of attacks and defenses
-const visible = () => D.runs.filter(r => r.setting && Object.entries(state.filters)
+const visible = found => found.filter(r => r.setting && Object.entries(state.filters)
   .every(([key, value]) => !value || (r.setting[key] ?? "default") === value));
 const sorted = names => [...new Set(names)].sort((a, b) => (b === "none") - (a === "none") || a.localeCompare(b));
 function shade(value, more) {
-  const good = more ? value : 1 - value;
+  const good = Math.min(1, Math.max(0, more ? value : 1 - value)); // a run may also gain accuracy
   return `color-mix(in srgb, var(--benign) ${Math.round(45 * good)}%, var(--paper))`;
 }
 function overview() {
-  const runs = visible(), [, heading, more] = MEASURES.find(m => m[0] === state.measure);
+  const runs = visible(D.runs), [, heading, more] = MEASURES.find(m => m[0] === state.measure);
   const attacks = sorted(runs.map(r => r.attack)), defenses = sorted(runs.map(r => r.defense));
   const cells = new Map();
   for (const run of runs) {
@@ -43,7 +48,7 @@ function overview() {
   }
   const numbers = new Map();
   for (const [key, here] of cells) {
-    const values = here.filter(r => r.done && r.summary[state.measure] !== null).map(r => r.summary[state.measure]);
+    const values = here.filter(r => r.done).map(r => measured(r, state.measure)).filter(v => v !== null);
     if (values.length) numbers.set(key, values);
   }
   const at = (d, a) => numbers.get(JSON.stringify([d, a]));
@@ -93,6 +98,7 @@ function overview() {
   }
   table.append(body);
   $("matrix").replaceWith(table);
+  damages();
   const several = new Set(runs.map(r => JSON.stringify(r.setting))).size;
   $("shown").textContent = `${runs.length} runs shown` + (several > 1 ? `, of ${several} settings together; use the filters to separate them` : "");
 }

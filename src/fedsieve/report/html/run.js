@@ -135,6 +135,7 @@ function scatter(run) {
 }
 function detail(runs, run) {
   $("run-state").textContent = [`${run.rounds} rounds`, run.state, run.note].filter(Boolean).join(" · ");
+  $("damage-text").textContent = run.damage.text;
   curves(runs, run); map(run); scatter(run);
   $("command").textContent = run.command;
   $("copied").textContent = "";
