@@ -28,8 +28,8 @@ def test_flags_and_damage(fedsieve_: Command, tmp_path: Path, make_run: Callable
     result = fedsieve_("report", str(reference.parent), "--out", "here")
     assert (result.code, result.err) == (0, "")
     flag = (
-        "harmless-attack: digits: label-flip costs the undefended mean +0.0 % of accuracy per round and +0.0 % in the last "
-        f"tenth: what a defense does here shows nothing [{attacked}]; see docs/flags/harmless-attack.md"
+        "harmless-attack: digits: label-flip costs the undefended mean +0.0 % of accuracy per round and +0.0 % in the "
+        f"last tenth: what a defense does here shows nothing [{attacked}]; see docs/flags/harmless-attack.md"
     )
     assert f"flag {flag}" in result.out.splitlines()
     assert "accuracy lost against the run of the same seed without attack" in words(result.out).lower()

@@ -69,8 +69,8 @@ class TestRun:
     def test_damage_and_flags(self, fedsieve_: Command) -> None:
         settings = ("--rounds", "3", "--attack", "scaling", "--defense", "multi-krum", "--out", "here", "--quiet")
         result = fedsieve_("run", *settings)
-        flag = "undecided-rates: rates are of the 3 of 3 rounds in which the defense took a decision [here]; see docs/flags/"
-        assert (result.code, result.err) == (0, f"flag {flag}undecided-rates.md\n")
+        flag = "flag undecided-rates: rates are of the 3 of 3 rounds in which the defense took a decision [here]"
+        assert (result.code, result.err) == (0, f"{flag}; see docs/flags/undecided-rates.md\n")
         found = json.loads(fedsieve_("run", *settings, "--resume", "--json").out)
         assert found["flags"] == [
             {

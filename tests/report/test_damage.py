@@ -2,13 +2,18 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 import yaml
 
+from fedsieve.config.experiment import Experiment
 from fedsieve.core.damage import Damage
+from fedsieve.core.records import RoundRecord
+from fedsieve.federation.simulation import Simulation
 from fedsieve.report import damage
 from fedsieve.report.load import load
 from fedsieve.report.page import write_page
@@ -20,7 +25,7 @@ DASH = "–"  # noqa: RUF001
 QUIET: dict[str, Any] = {"rejected": None, "false_positive_rate": None, "false_negative_rate": None}
 
 
-def compared(*paths: Path) -> dict[str, damage.Compared]:
+def compared(*paths: Path) -> dict[str, damage.Against]:
     """By the run directory's name."""
     return {path.name: found for path, found in damage.compare(load(paths)).items()}
 
@@ -34,9 +39,9 @@ class TestReference:
         path = make_run("own", [0.25, 0.25], attack="min-max", defense="mean")
         found = compared(path.parent)
         assert found == {
-            "a": damage.Compared(Damage(2, 0.25, 0.5, 1, 0.5, 0.5), "mean", True),
-            "clean": damage.Compared(Damage(2, 0.25, 0.5, 1, 0.5, 0.5), "mean", True),
-            "own": damage.Compared(Damage(2, 0.5, 0.75, 1, 1.0, 0.75), "mean", True),
+            "a": damage.Against(Damage(2, 0.25, 0.5, 1, 0.5, 0.5), "mean", True),
+            "clean": damage.Against(Damage(2, 0.25, 0.5, 1, 0.5, 0.5), "mean", True),
+            "own": damage.Against(Damage(2, 0.5, 0.75, 1, 1.0, 0.75), "mean", True),
         }
 
     @pytest.mark.parametrize(
@@ -82,9 +87,7 @@ class TestReference:
         make_run("r", [0.75, 0.75], attack="none", defense="median")
         make_run("other", [1.0, 1.0], attack="none", defense="skymask")
         path = make_run("a", [0.5, 0.5], attack="min-max", defense="median")
-        assert compared(path.parent) == {
-            "a": damage.Compared(Damage(2, 0.25, 0.25, 0, 0.5, 0.25), "same defense", True)
-        }
+        assert compared(path.parent) == {"a": damage.Against(Damage(2, 0.25, 0.25, 0, 0.5, 0.25), "same defense", True)}
         make_run("mean", [1.0, 1.0], attack="none", defense="mean")
         assert compared(path.parent)["a"].against == "mean"
         assert compared(path.parent)["a"].damage.mean == 0.5
@@ -97,7 +100,7 @@ class TestReference:
     def test_lengths(self, make_run: MakeRun) -> None:
         make_run("short", [0.5, 0.75], attack="none", defense="mean")
         path = make_run("a", [0.5, 0.5, 0.0], attack="min-max", defense="median")
-        assert compared(path.parent)["a"] == damage.Compared(Damage(2, 0.125, 0.25, 1, 0.25, 0.25), "mean", False)
+        assert compared(path.parent)["a"] == damage.Against(Damage(2, 0.125, 0.25, 1, 0.25, 0.25), "mean", False)
         make_run("longer", [0.5, 0.75, 1.0, 1.0, 1.0], attack="none", defense="mean")
         assert compared(path.parent)["a"].damage == Damage(3, 1.25 / 3, 1.0, 2, 1.25, 1.0)
         make_run("alike", [0.5, 0.75, 0.5], attack="none", defense="mean")
@@ -109,7 +112,7 @@ class TestReference:
         path = make_run("a", [0.5, 0.5], attack="min-max", defense="median", rounds=9)
         assert compared(path.parent) == {}
         make_run("whole", [0.5, *[0.75] * 8], attack="none", defense="mean")
-        assert compared(path.parent)["a"] == damage.Compared(Damage(2, 0.125, 0.25, 1, 0.25, 0.25), "mean", True)
+        assert compared(path.parent)["a"] == damage.Against(Damage(2, 0.125, 0.25, 1, 0.25, 0.25), "mean", True)
 
     def test_few_evaluations(self, make_run: MakeRun) -> None:
         make_run("r", [None, 0.5, None, None, None, 1.0], attack="none", defense="mean")
@@ -121,6 +124,36 @@ class TestReference:
         make_run("r", [0.5, 0.5], attack="none", defense="mean")
         path = make_run("a", [None, None], attack="min-max", defense="median")
         assert compared(path.parent) == {}
+
+
+class TestFree:
+    """What may differ from the reference changes nothing where nobody attacks."""
+
+    BASE: ClassVar[dict[str, Any]] = {"dataset": "digits", "clients": 6, "malicious": 2, "rounds": 3, "defense": "mean"}
+    OTHERS: ClassVar[dict[str, Any]] = {
+        "malicious": 4,
+        "assumed_malicious": 0,
+        "knowledge": "partial",
+        "knows_defense": True,
+        "rounds": 4,
+        "evaluate_every": 2,
+    }
+
+    def played(self, more: dict[str, Any]) -> list[RoundRecord]:
+        simulation = Simulation.of(Experiment.of({**self.BASE, **more}), Path("nowhere"), torch.device("cpu"))
+        return [replace(record, seconds={}) for _, record in simulation.rounds()]
+
+    @pytest.mark.parametrize("setting", OTHERS)
+    def test_it_changes_no_model(self, setting: str) -> None:
+        reference, other = self.played({}), self.played({setting: self.OTHERS[setting]})
+        assert [record.update_norm for record in reference] == [record.update_norm for record in other[:3]]
+        seen = [(a.test_accuracy, b.test_accuracy) for a, b in zip(reference, other, strict=False)]
+        both = [(a, b) for a, b in seen if b is not None]
+        assert len(both) >= 2
+        assert all(a == b for a, b in both)
+
+    def test_all_are_tried(self) -> None:
+        assert set(damage.FREE) == {"attack", "defense", *self.OTHERS}
 
 
 def folder(make_run: MakeRun) -> Path:
@@ -136,7 +169,7 @@ def folder(make_run: MakeRun) -> Path:
     return path.parent
 
 
-def made(folder: Path) -> list[damage.Row]:
+def made(folder: Path) -> list[damage.DamageRow]:
     runs = load([folder])
     return damage.rows(runs, damage.compare(runs))
 

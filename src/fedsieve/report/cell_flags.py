@@ -1,12 +1,13 @@
 """Flags that come from comparing the runs of one setting: attacks and defenses, seed by seed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedsieve.core.damage import damage
-from fedsieve.report.damage import MEAN, Compared
+from fedsieve.report.damage import MEAN, Against
 from fedsieve.report.load import Run
 from fedsieve.report.text import number, some
 
@@ -17,7 +18,7 @@ Found = tuple[str, str, list[Run]]  # name of the flag, text, runs
 Cells = Mapping[tuple[str, str], Mapping[int, Run]]  # runs by defense and attack, then by seed
 
 
-def found(runs: Sequence[Run], compared: Mapping[Path, Compared]) -> Iterator[Found]:
+def found(runs: Sequence[Run], compared: Mapping[Path, Against]) -> Iterator[Found]:
     """The flags of finished runs that differ in attack, defense and seed only."""
     cells: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
@@ -35,7 +36,7 @@ def found(runs: Sequence[Run], compared: Mapping[Path, Compared]) -> Iterator[Fo
     yield from _one_seed(cells)
 
 
-def _harmless(attack: str, cells: Cells, compared: Mapping[Path, Compared]) -> Iterator[Found]:
+def _harmless(attack: str, cells: Cells, compared: Mapping[Path, Against]) -> Iterator[Found]:
     """The undefended mean loses nothing under this attack, nor does its backdoor work."""
     runs, losses = [], []
     for run in cells.get(("mean", attack), {}).values():
@@ -101,7 +102,8 @@ def _one_seed(cells: Cells) -> Iterator[Found]:
         yield "one-seed", said, [run for runs in alone.values() for run in runs.values()]
 
 
-class _More(NamedTuple):
+@dataclass(frozen=True)
+class _More:
     """How much more damage is done in one cell than in another: means over their common seeds.
 
     Attributes:
@@ -121,7 +123,7 @@ def _more(one: Mapping[int, Run], other: Mapping[int, Run]) -> _More | None:
     for seed in sorted(one.keys() & other.keys()):
         a, b = one[seed], other[seed]
         if (lost := damage(a.digest.accuracies, b.digest.accuracies)) is not None:
-            pairs.append(_More(lost.mean, lost.late, _success(a) - _success(b)))
+            pairs.append((lost.mean, lost.late, _success(a) - _success(b)))
     return _More(*(mean(values) for values in zip(*pairs, strict=True))) if pairs else None
 
 

@@ -46,7 +46,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Compared:
+class Against:
     """A run's damage against its reference.
 
     Attributes:
@@ -60,7 +60,7 @@ class Compared:
     whole: bool
 
 
-def compare(runs: Sequence[Run]) -> dict[Path, Compared]:
+def compare(runs: Sequence[Run]) -> dict[Path, Against]:
     """The damage of every run that has a reference among ``runs``, by path.
 
     The reference is a finished run without attack, defended by the plain mean, in which every setting that decides the
@@ -86,7 +86,7 @@ def compare(runs: Sequence[Run]) -> dict[Path, Compared]:
             default=None,
         )
         if best and (lost := damage(run.digest.accuracies, best.digest.accuracies)) is not None:
-            found[run.path] = Compared(lost, MEAN if undefended else SAME, best.digest.rounds >= length)
+            found[run.path] = Against(lost, MEAN if undefended else SAME, best.digest.rounds >= length)
     return found
 
 
@@ -95,7 +95,7 @@ def _training(e: Experiment) -> str:
     return json.dumps({k: v for k, v in e.model_dump(mode="json").items() if k not in FREE}, sort_keys=True)
 
 
-def said(run: Run, compared: Compared | None) -> str:
+def said(run: Run, compared: Against | None) -> str:
     """The damage of one run in a few sentences; "" if nothing is known."""
     s, parts = run.summary, []
     if compared is not None:
@@ -124,7 +124,7 @@ def _lost(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class DamageRow:
     """The damage of one attack to one defense: finished runs that differ in the seed only.
 
     Attributes:
@@ -167,8 +167,8 @@ class Row:
         return {"defense": self.defense, "attack": self.attack} | {key: text or DASH for key, text in found.items()}
 
 
-def _values(runs: Sequence[Run], compared: Sequence[Compared]) -> dict[str, Any]:
-    """:attr:`Row.values` of a cell's finished runs, ``compared`` being those with a reference."""
+def _values(runs: Sequence[Run], compared: Sequence[Against]) -> dict[str, Any]:
+    """:attr:`DamageRow.values` of a cell's finished runs, ``compared`` being those with a reference."""
     lost = [c.damage for c in compared]
     s = [run.summary for run in runs]
     until = [each["rounds_until_detection"] for each in s]
@@ -210,7 +210,7 @@ def _at(value: float | None, round_number: int | None) -> str | None:
     return None if value is None else f"{_lost(value)} (round {round_number})"
 
 
-def rows(runs: Sequence[Run], compared: Mapping[Path, Compared]) -> list[Row]:
+def rows(runs: Sequence[Run], compared: Mapping[Path, Against]) -> list[DamageRow]:
     """One row for each setting, defense and attack with a finished run and anything to tell."""
     known = [run for run in runs if run.experiment is not None]
     keys = differing([run.setting for run in known])
@@ -224,12 +224,12 @@ def rows(runs: Sequence[Run], compared: Mapping[Path, Compared]) -> list[Row]:
             own = [c for run in members if (c := compared.get(run.path))]
             kind = MEAN if any(c.against == MEAN for c in own) else SAME
             values = _values(members, [c for c in own if c.against == kind])
-            row = Row(name, members[0].setting, defense, attack, values)
+            row = DamageRow(name, members[0].setting, defense, attack, values)
             found += [row] if set(row.fields().values()) - {defense, attack, DASH} else []
     return found
 
 
-def tables(found: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+def tables(found: Sequence[DamageRow]) -> list[tuple[str, list[list[str]]]]:
     """Title and lines of fields, the head first, of a table for each setting; empty columns are left out."""
     made = []
     for name in dict.fromkeys(row.title for row in found):
@@ -239,7 +239,7 @@ def tables(found: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
     return made
 
 
-def markdown(found: Sequence[Row]) -> str:
+def markdown(found: Sequence[DamageRow]) -> str:
     """All tables as Markdown; "" without any."""
     parts = []
     for name, lines in tables(found):
@@ -248,12 +248,12 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def terminal(found: Sequence[Row]) -> list[Table]:
+def terminal(found: Sequence[DamageRow]) -> list[Table]:
     """All tables for a terminal."""
     return [terminal_table(f"{printable(name)}\n{HEADING}", lines) for name, lines in tables(found)]
 
 
-def write_csv(found: Sequence[Row], path: Path) -> None:
+def write_csv(found: Sequence[DamageRow], path: Path) -> None:
     """One line for each row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -13,7 +13,7 @@ from fedsieve.config.catalog import described
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.escaping import printable
 from fedsieve.report import cell_flags, escaping
-from fedsieve.report.damage import Compared
+from fedsieve.report.damage import Against
 from fedsieve.report.load import Run
 from fedsieve.report.settings import differing, title
 from fedsieve.report.text import number, some
@@ -104,7 +104,7 @@ def _detects(e: Experiment) -> bool:
     return any(entry.stage == "detector" for entry in entries if entry)
 
 
-def flags(runs: Sequence[Run], compared: Mapping[Path, Compared]) -> list[Flag]:
+def flags(runs: Sequence[Run], compared: Mapping[Path, Against]) -> list[Flag]:
     """All flags of these runs, sorted by name.
 
     Args:

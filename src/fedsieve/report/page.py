@@ -129,7 +129,7 @@ def _run(run: Run, map_budget: int, scatter_budget: int) -> dict[str, str]:
     return {**{key: json_in_html(value) for key, value in content.items()}, "scatter": f"[{','.join(plots)}]"}
 
 
-def _damage(run: Run, compared: damage.Compared | None) -> dict[str, Any]:
+def _damage(run: Run, compared: damage.Against | None) -> dict[str, Any]:
     """A run's damage in words, and the two numbers of it that the overview shows."""
     lost = None if compared is None else compared.damage
     return {
