@@ -145,6 +145,15 @@ CHANGES: list[dict[str, Any]] = [
     {"root": {"size": 99}},
     {"root": {"bias": 0.2}},
     {"root": {"bias": 0.1, "label": 1}},
+    {"root": {"shift": -1}},
+    {"root": {"wrong_labels": 0.1}},
+    {"root": {"noise": 0.1}},
+    {"odd": {"kind": "noise"}},
+    {"odd": {"kind": "brightness"}},
+    {"odd": {"kind": "one-class"}},
+    {"odd": {"kind": "more-data"}},
+    {"odd": {"kind": "noise", "clients": 2}},
+    {"odd": {"kind": "noise", "amount": 0.2}},
     {"evaluate_every": 2},
     {"knows_defense": True},
 ]
@@ -153,13 +162,13 @@ CHANGES: list[dict[str, Any]] = [
 class TestKey:
     def test_every_setting_changes_it(self) -> None:
         keys = [Experiment.of(change).key for change in ({}, *CHANGES)]
-        assert len(keys) == len(set(keys)) == 39
+        assert len(keys) == len(set(keys)) == 48
         assert all(len(key) == 12 and set(key) <= set("0123456789abcdef") for key in keys)
 
     def test_every_setting_is_changed_above(self) -> None:
         changed = {key for change in CHANGES for key in change}
         assert changed == set(Experiment.model_fields)
-        for group in ("local", "server", "root"):
+        for group in ("local", "server", "root", "odd"):
             inner = {key for change in CHANGES for key in change.get(group, {})}
             assert inner == set(type(getattr(Experiment.of({}), group)).model_fields), group
 
@@ -189,6 +198,8 @@ class TestKey:
             {"model": {"name": "mlp", "hidden": [64]}},
             {"clients": 30, "malicious": 6, "clients_per_round": 30, "assumed_malicious": 6},
             {"local": {}, "server": {"optimizer": None}, "root": {"size": None}},
+            {"root": {"shift": 0, "wrong_labels": 0, "noise": -0.0}, "odd": {}},
+            {"odd": {"kind": "none", "clients": None, "amount": None}},
             {"local": {"learning_rate": 0.5, "momentum": 0}},
             {"rounds": 50, "evaluate_every": 1, "knowledge": "full"},
         ],
@@ -196,6 +207,24 @@ class TestKey:
     def test_an_explicit_default_does_not_change_it(self, explicit: dict[str, Any]) -> None:
         assert Experiment.of(explicit) == Experiment.of({})
         assert Experiment.of(explicit).key == Experiment.of({}).key
+
+    def test_what_is_off_is_not_in_it(self) -> None:
+        """So that experiments of before these settings existed keep their keys and files."""
+        settings = Experiment.of({}).model_dump(mode="json")
+        assert "odd" not in settings
+        assert settings["root"] == {"size": None, "bias": None, "label": 0}
+        assert Experiment.of({"dataset": "har", "attack": "min-max", "defense": "trimmed-mean"}).key == "4f674ec624ac"
+        changed = Experiment.of({"root": {"shift": 1}, "odd": {"kind": "more-data"}}).model_dump(mode="json")
+        assert changed["root"] == {"size": None, "bias": None, "label": 0, "shift": 1}
+        assert changed["odd"] == {"kind": "more-data", "clients": 3, "amount": 5.0}
+
+    @pytest.mark.parametrize(
+        ("kind", "amount"), [("noise", 0.3), ("brightness", 0.3), ("one-class", None), ("more-data", 5)]
+    )
+    def test_an_explicit_default_of_odd_clients(self, kind: str, amount: float | None) -> None:
+        short, whole = Experiment.of({"odd": {"kind": kind}}), {"kind": kind, "clients": 3, "amount": amount}
+        assert Experiment.of({"odd": whole}) == short
+        assert Experiment.of({"odd": whole}).key == short.key
 
     def test_is_the_same_in_another_process(self) -> None:
         code = "from fedsieve.config.experiment import Experiment; print(Experiment.of({'seed': 5}).key)"
@@ -234,7 +263,7 @@ class TestMistakes:
             ({"zzzz": 3}, "unknown setting zzzz; there are dataset, model, partition"),
             ({"local": {"step": 3}}, "unknown setting local.step; did you mean steps"),
             ({"server": {"learnin_rate": 3}}, "unknown setting server.learnin_rate; did you mean learning_rate?"),
-            ({"root": {"sice": 3}}, "unknown setting root.sice; did you mean size?"),
+            ({"root": {"sice": 3}}, "unknown setting root.sice; did you mean size or shift or noise?"),
             ({"attack": "minmax"}, "unknown attack 'minmax'; did you mean min-max"),
             ({"defense": "skymsk"}, "unknown defense 'skymsk'; did you mean skymask"),
             ({"dataset": "digit"}, "unknown dataset 'digit'; did you mean digits?"),
@@ -261,6 +290,25 @@ class TestMistakes:
             ({"local": {"clip_norm": -1}}, "local.clip_norm: Input should be greater than 0, got -1"),
             ({"local": {"loss": "hinge"}}, "local.loss: Input should be 'cross-entropy' or 'batch', got 'hinge'"),
             ({"local": {"clip_valu": 1}}, "unknown setting local.clip_valu; did you mean clip_value or clip_norm?"),
+            ({"root": {"size": 0, "shift": 1}}, "root: shift=1 has no effect with size=0, which is no root data"),
+            ({"root": {"size": 0, "noise": 0.5}}, "root: noise=0.5 has no effect with size=0"),
+            ({"root": {"shift": 1.5}}, "root.shift: Input should be a valid integer"),
+            ({"root": {"wrong_labels": 1}}, "root.wrong_labels: Input should be less than 1, got 1"),
+            ({"root": {"noise": -1}}, "root.noise: Input should be greater than or equal to 0, got -1"),
+            ({"root": {"noise": 1e9}}, "root.noise: Input should be less than or equal to 1000, got 1000000000.0"),
+            ({"root": {"wrong_label": 0.1}}, "unknown setting root.wrong_label; did you mean wrong_labels or label?"),
+            ({"odd": "noise"}, "odd: a mapping such as {kind: noise, clients: 3} was expected, got 'noise'"),
+            ({"odd": {"kind": "nois"}}, "odd.kind: Input should be 'none', 'noise', 'brightness', 'one-class' or"),
+            ({"odd": {"kind": ["noise"]}}, "odd.kind: Input should be 'none'"),
+            ({"odd": {"knd": "noise"}}, "unknown setting odd.knd; did you mean kind?"),
+            ({"odd": {"clients": 3}}, "odd: clients=3 has no effect with kind=none"),
+            ({"odd": {"kind": "none", "amount": 0.3}}, "odd: amount=0.3 has no effect with kind=none"),
+            ({"odd": {"kind": "one-class", "amount": 2}}, "odd: amount=2 has no effect with kind=one-class"),
+            ({"odd": {"kind": "more-data", "amount": 1}}, "odd: amount=1 is not more data: with kind=more-data it"),
+            ({"odd": {"kind": "noise", "amount": 0}}, "odd.amount: Input should be greater than 0, got 0"),
+            ({"odd": {"kind": "noise", "clients": 0}}, "odd.clients: Input should be greater than or equal to 1,"),
+            ({"odd": {"kind": "noise", "clients": 31}}, "odd.clients is 31, more than the 30 benign clients there are"),
+            ({"odd": {"kind": "noise", "clients": 25}, "attack": "lie"}, "odd.clients is 25, more than the 24 benign"),
             ({"root": {"bias": 1.5}}, "root.bias: Input should be less than or equal to 1, got 1.5"),
             ({"server": {"optimizer": "adam"}}, "server: unknown optimizer 'adam'; try Adam"),
             ({"server": {"optimizer": "Optimizer"}}, "server: unknown optimizer 'Optimizer'; try"),

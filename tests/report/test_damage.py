@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from fedsieve.config.experiment import Experiment
+from fedsieve.config.settings import RootData
 from fedsieve.core.damage import Damage
 from fedsieve.core.records import RoundRecord
 from fedsieve.federation.simulation import Simulation
@@ -83,6 +84,27 @@ class TestReference:
         path = make_run("a", [0.5, 0.5], attack="min-max", defense="median", **more)
         assert compared(path.parent) == {}
 
+    def test_defects_of_the_root_data_may_differ_from_the_means(self, make_run: MakeRun) -> None:
+        make_run("r", [0.5, 1.0], attack="none", defense="mean")
+        defects = {"root": {"shift": 1, "wrong_labels": 0.1, "noise": 0.2}}
+        path = make_run("a", [0.5, 0.5], attack="min-max", defense="fltrust", **defects)
+        assert compared(path.parent)["a"] == damage.Against(Damage(2, 0.25, 0.5, 1, 0.5, 0.5), "mean", True)
+
+    def test_but_not_from_the_same_defenses(self, make_run: MakeRun) -> None:
+        make_run("r", [0.5, 1.0], attack="none", defense="fltrust")
+        path = make_run("a", [0.5, 0.5], attack="min-max", defense="fltrust", root={"shift": 1})
+        assert compared(path.parent) == {}
+        make_run("shifted", [0.5, 0.75], attack="none", defense="fltrust", root={"shift": 1})
+        assert compared(path.parent)["a"].damage.worst == 0.25
+
+    def test_odd_clients_are_the_same(self, make_run: MakeRun) -> None:
+        make_run("r", [0.5, 1.0], attack="none", defense="mean")
+        make_run("two", [0.5, 1.0], attack="none", defense="mean", odd={"kind": "noise", "clients": 2})
+        path = make_run("a", [0.5, 0.5], attack="min-max", defense="median", odd={"kind": "noise", "clients": 1})
+        assert compared(path.parent) == {}
+        make_run("one", [0.5, 0.75], attack="none", defense="mean", odd={"kind": "noise", "clients": 1})
+        assert compared(path.parent)["a"].damage.worst == 0.25
+
     def test_the_same_defense_where_there_is_no_mean(self, make_run: MakeRun) -> None:
         make_run("r", [0.75, 0.75], attack="none", defense="median")
         make_run("other", [1.0, 1.0], attack="none", defense="skymask")
@@ -138,10 +160,15 @@ class TestFree:
         "rounds": 4,
         "evaluate_every": 2,
     }
+    DEFECTS: ClassVar[dict[str, Any]] = {"shift": 1, "wrong_labels": 0.1, "noise": 0.2}
 
     def played(self, more: dict[str, Any]) -> list[RoundRecord]:
         simulation = Simulation.of(Experiment.of({**self.BASE, **more}), Path("nowhere"), torch.device("cpu"))
         return [replace(record, seconds={}) for _, record in simulation.rounds()]
+
+    def test_defects_of_the_root_data_change_nothing_for_the_mean(self) -> None:
+        assert set(self.DEFECTS) == set(RootData.off)
+        assert self.played({}) == self.played({"root": self.DEFECTS})
 
     @pytest.mark.parametrize("setting", OTHERS)
     def test_it_changes_no_model(self, setting: str) -> None:

@@ -110,3 +110,18 @@ def test_a_name_that_cannot_be_seen_is_escaped_in_the_command(tmp_path: Path) ->
     words = shlex.split(text)
     pairs = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
     assert nested_settings({}, pairs)["attack"] == {"name": "a\x1b[2J\n", "x": "\u202e"}
+
+
+def test_defects_and_odd_clients(tmp_path: Path) -> None:
+    given = {"root": {"shift": 1, "noise": 0.1}, "odd": {"kind": "noise", "clients": 2}}
+    e = recorded(tmp_path, given)
+    found, plain = setting(e), setting(Experiment.of({}))
+    assert dict(found.items() - plain.items()) == {
+        **{"root shift": "1", "root noise": "0.1"},
+        **{"odd kind": "noise", "odd clients": "2", "odd amount": "0.3"},
+    }
+    assert not [key for key in plain if key.startswith(("root", "odd"))]
+    words = shlex.split(as_command(e))
+    pairs = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
+    names = {name[2:]: value for name, value in zip(words[2::2], words[3::2], strict=True) if name != "--set"}
+    assert Experiment.of(nested_settings(dict(names), pairs)) == e

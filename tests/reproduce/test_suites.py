@@ -11,14 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsieve.cli import app
+from fedsieve.config.experiment import Experiment
 from fedsieve.core.records import RoundRecord
 from fedsieve.reproduce import SCALES, SUITES, tables
-from fedsieve.reproduce.plan import MEASURES, Compared, Plan, Row, Suite, compare, published
+from fedsieve.reproduce.comparison import Compared, compare, published
+from fedsieve.reproduce.measures import MEASURES
+from fedsieve.reproduce.plan import Plan, Row, Suite
 from tests.report.conftest import record
 
 SKYMASK = {f"table{k}" for k in range(1, 5)} | {f"figure{k}" for k in (1, 3, 4, 5, 6, 7, 8)}
 # Table III varies a threshold that only skymask has.
-WITH_SIEVE = [*sorted(SKYMASK - {"table3"}), "detection"]
+WITH_GOALS = {"detection", "time", "honest"}
+WITH_SIEVE = sorted(SKYMASK - {"table3"} | WITH_GOALS)
 
 
 @cache
@@ -28,7 +32,7 @@ def plan_of(name: str, scale: str) -> Plan:
 
 
 def test_every_published_table_and_figure_is_a_suite() -> None:
-    assert set(SUITES) == SKYMASK | {"detection", "invariant", "invariant-ablation"}
+    assert set(SUITES) == SKYMASK | WITH_GOALS | {"invariant", "invariant-ablation"}
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -41,6 +45,17 @@ def test_every_cell_is_an_experiment(name: str, scale: str) -> None:
     if scale == "smoke":
         assert {e.dataset.name for e in cells.values()} == {"digits"}
         assert {row.published for row in plan.rows} == {""}  # the paper has no numbers on digits
+
+
+def test_seeds_differ_in_the_seed_only() -> None:
+    """The cells of all seeds but the first are copies."""
+    plan = plan_of("honest", "small")
+    for row in plan.rows:
+        for column in plan.columns_of(row):
+            if 2 in plan.seeds_of(row):
+                cell = plan.cells()[row.group, row.label, column, 2]
+                assert cell == Experiment.of({**row.settings, **plan.columns[column], "seed": 2})
+                assert cell.key != plan.cells()[row.group, row.label, column, 0].key
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4", "invariant-ablation"])
@@ -148,7 +163,7 @@ class TestLikeWithLike:
         for suite in SUITES.values():
             plan = plan_of(suite.name, scale)
             with_goals = [row for row in plan.rows if row.goals]
-            assert bool(with_goals) == (suite.name == "detection")
+            assert bool(with_goals) == (suite.name in WITH_GOALS)
             assert all(plan.goals_for == "sieve" and "sieve" in plan.columns_of(row) for row in with_goals)
         assert SUITES["detection"].summary.startswith("What sieve promises")
 
@@ -161,7 +176,7 @@ def tiny(papers: int | None = 1000, **goals: float) -> tuple[Suite, Plan]:
     wanted = {"none": {"fpr": 0.03}, "min-max": {"fpr": 0.03, "fnr": 0.03, "accuracy": 0.01, **goals}}
     rows = tuple(Row("g", label, settings[label], "har", papers, wanted[label]) for label in settings)
     columns = {"skymask": {"defense": "skymask"}, "sieve": {"defense": "sieve"}, "mean": {"defense": "mean"}}
-    plan = Plan(rows, columns, (0, 1), "sieve", ("none", "mean"), "A note.")
+    plan = Plan(rows, columns, (0, 1), "sieve", note="A note.")
     return Suite("tiny", "Tiny", lambda scale: plan, ("accuracy", "fpr", "fnr"), "table2"), plan
 
 
@@ -292,7 +307,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["tabel1"], "can't reproduce 'tabel1'; there are detection, table1"),
+            (["tabel1"], "can't reproduce 'tabel1'; there are detection, time, honest, table1"),
             (["table1", "--scale", "huge"], "there is no scale 'huge'"),
         ],
     )

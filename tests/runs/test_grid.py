@@ -34,6 +34,14 @@ class TestExpand:
         assert [(e.local.learning_rate, e.root.size) for e in found] == [(0.1, 10), (0.1, 20), (0.5, 10), (0.5, 20)]
         assert {e.local.steps for e in found} == {2}
 
+    def test_odd_clients(self) -> None:
+        found = expand({**TINY, "odd": {"kind": ["noise", "more-data"], "clients": 2}, "root": {"noise": [0, 0.1]}})
+        assert [(e.odd.kind, e.odd.amount, e.root.noise) for e in found] == [
+            *[("noise", 0.3, 0), ("noise", 0.3, 0.1), ("more-data", 5, 0), ("more-data", 5, 0.1)],
+        ]
+        found = expand({**TINY, "odd": [{}, {"kind": "one-class"}]})
+        assert [(e.odd.kind, e.odd.clients) for e in found] == [("none", None), ("one-class", 3)]
+
     def test_shares_of_malicious_clients(self) -> None:
         found = expand({**TINY, "clients": 10, "attack": "min-max", "defense": "mean", "malicious": [0.2, 0.4, 6]})
         assert [e.malicious for e in found] == [2, 4, 6]

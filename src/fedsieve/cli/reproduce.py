@@ -39,7 +39,7 @@ def reproduce(
     from fedsieve.core.errors import ParameterError
     from fedsieve.report.stored import Rounds, Stored
     from fedsieve.reproduce import SCALES, SUITES, tables
-    from fedsieve.reproduce.plan import compare
+    from fedsieve.reproduce.comparison import compare
     from fedsieve.runs.cell import check_folder, finished
     from fedsieve.runs.files import one_line
 

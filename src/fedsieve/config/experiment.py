@@ -1,17 +1,18 @@
 """An experiment: all settings that decide a run's numbers, and no others.
 
 Frozen; unknown settings are refused. A setting that is not given comes from the dataset's defaults, then from those
-below. Files and keys contain every setting, so they keep their meaning when a default changes. The key is a hash of all
-settings; the device and the number of processes are not among them.
+below. Files and keys contain every setting, so they keep their meaning when a default changes; only those in ``off``
+are left out, while they are off. The key is a hash of all settings; the device and the number of processes are not
+among them.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from fedsieve.config import registry
 from fedsieve.config.imports import named_in
@@ -24,9 +25,11 @@ from fedsieve.config.settings import (
     Frozen,
     Local,
     Named,
+    Odd,
     RootData,
     ServerSide,
     is_recorded,
+    without_what_is_off,
 )
 from fedsieve.config.yaml_files import read_yaml, yaml_text
 from fedsieve.core.defense import Bounded
@@ -68,9 +71,12 @@ class Experiment(Frozen):
         local: The clients' training.
         server: The server's step.
         root: The server's clean data.
+        odd: Benign clients whose data are unlike the others'; none by default.
         evaluate_every: Rounds from one evaluation on the test data to the next, the last round always included; by
             default so that a run has at most about 100.
     """
+
+    off: ClassVar[Mapping[str, Any]] = {"odd": Odd()}
 
     dataset: Named
     model: Named
@@ -88,6 +94,7 @@ class Experiment(Frozen):
     local: Local = Local()
     server: ServerSide = ServerSide()
     root: RootData = RootData()
+    odd: Odd = Odd()
     evaluate_every: Count
 
     @model_validator(mode="before")
@@ -133,6 +140,9 @@ class Experiment(Frozen):
         for name in ("assumed_malicious", "clients_per_round"):
             if getattr(self, name) > self.clients:
                 raise ValueError(f"{name} is {getattr(self, name)}, more than the {self.clients} clients there are")
+        benign = self.clients - self.n_malicious
+        if (self.odd.clients or 0) > benign:
+            raise ValueError(f"odd.clients is {self.odd.clients}, more than the {benign} benign clients there are")
         if is_recorded(info):
             return self
         defense = registry.build_defense(self.defense.name, self.defense.parameters)
@@ -146,6 +156,10 @@ class Experiment(Frozen):
         if self.n_malicious == self.clients and "benign updates" in needs:
             raise ValueError(f"attack {attack} needs benign clients, but all {self.clients} clients are malicious")
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return without_what_is_off(self, write)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Experiment":
@@ -223,9 +237,11 @@ def _in_words(error: ValidationError, given: Mapping[str, Any]) -> str:
 def _refuse_missing(recorded: Mapping[str, Any]) -> None:
     """Refuse recorded settings that are not complete: a default may have changed since they were written."""
     sections: dict[str, type[Frozen]] = {"": Experiment, "local": Local, "server": ServerSide, "root": RootData}
+    sections |= {"odd": Odd} if "odd" in recorded else {}
     for name, section in sections.items():
         given = recorded.get(name, {}) if name else recorded
-        missing = [key for key in section.model_fields if isinstance(given, Mapping) and key not in given]
+        needed = section.model_fields.keys() - section.off.keys()
+        missing = [key for key in section.model_fields if isinstance(given, Mapping) and key in needed - given.keys()]
         if missing:
             where = f"{name}: " if name in recorded else ""
             raise ParameterError(f"{where}no {', '.join(missing)}; was it written by another version of FedSieve?")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fedsieve.config.settings import Component, Local, RootData, ServerSide, as_component
+from fedsieve.config.settings import Component, Local, Odd, RootData, ServerSide, as_component
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.escaping import printable, shown
 
@@ -111,7 +111,12 @@ def in_words(error: Any) -> str:
     where = printable(".".join(str(part) for part in error["loc"]))[:100]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        known = {"local": Local.model_fields, "server": ServerSide.model_fields, "root": RootData.model_fields}
+        known = {
+            "local": Local.model_fields,
+            "server": ServerSide.model_fields,
+            "root": RootData.model_fields,
+            "odd": Odd.model_fields,
+        }
         near = get_close_matches(str(error["loc"][-1]), known.get(str(error["loc"][0]), {}), n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"unknown setting {where}{hint}"

@@ -169,10 +169,9 @@ def build_defense(name: str, parameters: Mapping[str, Any]) -> Aggregator:
                 f"chain {shown(name)}: {stage_name} is an aggregator, so it must come last; "
                 "only detectors and pre-aggregators may precede it"
             )
-    if isinstance(last, Detector | PreAggregator):
+    if not isinstance(last, Aggregator):
         return Chain(tuple(built), Mean())
-    aggregator: Aggregator = last
-    return Chain(tuple(before), aggregator) if before else aggregator
+    return Chain(tuple(before), last) if before else last
 
 
 def _stages(kind: str, name: str) -> list[str]:

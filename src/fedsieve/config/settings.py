@@ -1,12 +1,12 @@
-"""The parts of an experiment: named components, local training, the server's step, root data."""
+"""The parts of an experiment: named components, local training, the server's step, root data, odd clients."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from fedsieve.config.optimizers import optimizers
 from fedsieve.core.defense import LossName
@@ -31,9 +31,23 @@ def is_recorded(info: Any) -> bool:
 
 
 class Frozen(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
+    """Base of all settings: frozen, unknown keys refused.
+
+    Attributes:
+        off: Settings that files and keys leave out while they have these values. Each value means that there is no such
+            thing and is the default for ever, so that experiments of before the setting existed keep their keys.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    off: ClassVar[Mapping[str, Any]] = {}
+
+
+def without_what_is_off(settings: Frozen, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """What ``write`` makes of settings, for files and keys, without those that are off."""
+    off = settings.off
+    return {
+        key: value for key, value in write(settings).items() if key not in off or getattr(settings, key) != off[key]
+    }
 
 
 class Component(BaseModel):
@@ -154,16 +168,86 @@ class RootData(Frozen):
 
     Without ``size``, 100 samples, or fewer if that is more than a tenth of the training data or half of a class; 0 is
     no root data. Without ``bias``, all classes have equal shares. See :func:`fedsieve.data.root_rows.root_indices`.
+
+    The other settings are defects of the server's samples, all off by default; neither the clients nor the attacker's
+    estimate of the root data have them. See :func:`fedsieve.federation.oddities.with_defects`.
+
+    Attributes:
+        shift: Pixels by which images are moved along their width, to the right where positive; 0 where they came from.
+        wrong_labels: Share of the samples, one at least, that have another class instead of their own.
+        noise: Standard deviation of Gaussian noise, as a share of the training data's largest absolute value.
     """
+
+    off: ClassVar[Mapping[str, Any]] = {"shift": 0, "wrong_labels": 0.0, "noise": 0.0}
 
     size: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     bias: Annotated[float, Field(ge=0, le=1)] | None = None
     label: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    shift: Annotated[int, Field(ge=-10_000, le=10_000)] = 0
+    wrong_labels: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=1000)] = 0.0
+
+    @property
+    def defects(self) -> dict[str, Any]:
+        """The defects that are not off, by name."""
+        return {name: getattr(self, name) for name, value in self.off.items() if getattr(self, name) != value}
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> "RootData":
-        if self.size == 0 and self.bias is not None:
-            raise ValueError(f"bias={self.bias:g} has no effect with size=0, which is no root data")
+        useless = {} if self.bias is None else {"bias": self.bias}
+        if self.size == 0 and (useless := useless | self.defects):
+            name, value = next(iter(useless.items()))
+            raise ValueError(f"{name}={value:g} has no effect with size=0, which is no root data")
         if self.label and self.bias is None:
             raise ValueError(f"label={self.label} has no effect without bias, the share of that class")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return without_what_is_off(self, write)
+
+
+# The usual amount of every kind of odd client; None where there is nothing to choose.
+_AMOUNTS: dict[str, float | None] = {"noise": 0.3, "brightness": 0.3, "one-class": None, "more-data": 5.0}
+
+
+class Odd(Frozen):
+    """Benign clients whose data are unlike the others'; see :mod:`fedsieve.federation.oddities`.
+
+    Attributes:
+        kind: ``noise``: Gaussian noise, of standard deviation ``amount`` times the training data's largest absolute
+            value. ``brightness``: all values larger by ``amount`` times that value, not clipped. ``one-class``: as many
+            samples as before, all of one class, another one for each client. ``more-data``: ``amount`` times as many
+            samples.
+        clients: How many there are; None with kind ``none``.
+        amount: See ``kind``; None where it has no meaning.
+    """
+
+    kind: Literal["none", "noise", "brightness", "one-class", "more-data"] = "none"
+    clients: Clients | None = None
+    amount: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: Any, info: Any) -> Any:
+        if is_recorded(info) or isinstance(given, Odd):
+            return given
+        if not isinstance(given, Mapping):
+            raise ValueError(f"a mapping such as {{kind: noise, clients: 3}} was expected, got {shown(given)}")
+        if (kind := given.get("kind")) not in list(_AMOUNTS):
+            return given
+        usual = {"clients": 3, "amount": _AMOUNTS[kind]}
+        return {**usual, **{key: value for key, value in given.items() if value is not None}}
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "Odd":
+        meaningless = ("clients", "amount") if self.kind == "none" else ("amount",) * (self.kind == "one-class")
+        for name in ("clients", "amount"):
+            value = getattr(self, name)
+            if name in meaningless and value is not None:
+                raise ValueError(f"{name}={value:g} has no effect with kind={self.kind}")
+            if name not in meaningless and value is None:
+                raise ValueError(f"kind={self.kind} needs {name}")
+        if self.kind == "more-data" and self.amount is not None and self.amount <= 1:
+            raise ValueError(f"amount={self.amount:g} is not more data: with kind=more-data it must be above 1")
         return self

@@ -186,6 +186,7 @@ class Aggregate:
         scores: Anomaly score of each client on the method's own scale, higher is more anomalous, [n]; None without.
         state: Handed back in the next round's view.
         diagnosis: Why, per client; None if the method has none.
+        note: What is special about this round, or "".
     """
 
     update: Float[Tensor, " d"]
@@ -194,6 +195,7 @@ class Aggregate:
     scores: Float[Tensor, " n"] | None = None
     state: Any = None
     diagnosis: Diagnosis | None = None
+    note: str = ""
 
     def scattered(self, rows: Bool[Tensor, " n"], score: float = torch.nan) -> "Aggregate":
         """The result over n clients of which only ``rows`` took part: the others have weight 0 and are not accepted.

@@ -46,7 +46,7 @@ class Decision:
         aggregate: Per client in the order of the updates; a screened client has weight 0 and is not accepted.
         reasons: Why each update was dropped before the defense, n texts; "" for the others.
         applied: Whether the global model was changed.
-        note: Why it was not changed, or "".
+        note: Why it was not changed, else what the defense says of the round, or "".
     """
 
     aggregate: Aggregate
@@ -84,7 +84,7 @@ def defend(defense: Aggregator, updates: Updates, view: ServerView) -> Decision:
     if updates.statistics.shape[1] and not isinstance(defense, Mean):
         statistics = combined(seen.updates.statistics, result)
         result = replace(result, update=torch.cat([result.update[:p], statistics]))
-    return Decision(result.scattered(seen.kept), seen.reasons, not note, note)
+    return Decision(result.scattered(seen.kept), seen.reasons, not note, note or result.note)
 
 
 def _unusable(seen: Screened, n: int) -> str:

@@ -1,4 +1,4 @@
-"""What is done with data before round 0: partition them, poison the malicious clients' part."""
+"""What is done with data before round 0: partition them, make some odd, poison the malicious clients' part."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
 from fedsieve.data.root_rows import DEFAULT_SIZE, root_indices
 from fedsieve.federation.clients import ClientData
+from fedsieve.federation.oddities import defects_in_words, odd_in_words, odd_rows, odd_samples, with_defects
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Holdings:
     Attributes:
         clients: Training data by client id; malicious clients' already poisoned.
         malicious: Ids of the malicious clients, in the attacker's own order: the ground truth.
+        odd: Ids of the benign clients whose data are unlike the others', ascending.
         clean: Malicious clients' data before it was poisoned, by id.
         root: The server's root dataset; empty where there is none.
         attacker_root: A sample of all clean data together, of the root dataset's size if there is enough, or of its
@@ -35,6 +37,7 @@ class Holdings:
 
     clients: dict[int, ClientData]
     malicious: tuple[int, ...]
+    odd: tuple[int, ...]
     clean: dict[int, ClientData]
     root: ClientData
     attacker_root: ClientData
@@ -58,24 +61,30 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
     """
     root_rows, parts = _rows(e, data)
     task = Task(data.n_classes, folder, data.encode, float(data.x_train.max()))
-    malicious = tuple(torch.randperm(e.clients, generator=stream(e.seed, "malicious"))[: e.n_malicious].tolist())
+    order: list[int] = torch.randperm(e.clients, generator=stream(e.seed, "malicious")).tolist()
+    # from both ends, so that no attack changes who is odd
+    malicious, odd = tuple(order[: e.n_malicious]), tuple(sorted(order[e.clients - (e.odd.clients or 0) :]))
+    parts = odd_rows(e, data, parts, odd)
     clients = {
         client: ClientData(data.x_train[rows].to(device), data.y_train[rows].to(device))
         for client, rows in enumerate(parts)
     }
+    for client in odd:
+        clients[client] = ClientData(odd_samples(e, data, parts[client], client).to(device), clients[client].y)
     clean = {client: clients[client] for client in malicious}
     for member, client in enumerate(malicious):
         rows = parts[client]
         view = PoisonView(task, member, stream(e.seed, "poison", client=client))
         x, y = poison(attack, data.x_train[rows], data.y_train[rows], view, e.attack.name)
         clients[client] = ClientData(x.to(device), y.to(device))
-    root = ClientData(data.x_train[root_rows].to(device), data.y_train[root_rows].to(device))
+    root = ClientData(*(t.to(device) for t in with_defects(e, data, root_rows)))
     triggered = attack.triggered(data.x_test, data.y_test, task) if isinstance(attack, Backdoor) else None
     if triggered is not None:
         triggered = Triggered(*(t.to(device) for t in (triggered.x, triggered.wanted, triggered.already)))
     return Holdings(
         clients=clients,
         malicious=malicious,
+        odd=odd,
         clean=clean,
         root=root,
         attacker_root=_sample(
@@ -83,7 +92,7 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
         ),
         test=ClientData(data.x_test.to(device), data.y_test.to(device)),
         triggered=triggered,
-        reading=_reading(e, data, len(root_rows), sum(map(len, parts)), triggered),
+        reading=_reading(e, data, len(root_rows), len(torch.unique(torch.cat(parts))), odd, triggered),
     )
 
 
@@ -130,7 +139,9 @@ def _needs_root(e: Experiment) -> bool:
     return any("root data" in registry.needs("defenses", stage, parameters) for stage, parameters in of.items())
 
 
-def _reading(e: Experiment, data: Dataset, n_root: int, n_used: int, triggered: Triggered | None) -> str:
+def _reading(
+    e: Experiment, data: Dataset, n_root: int, n_used: int, odd: tuple[int, ...], triggered: Triggered | None
+) -> str:
     """:attr:`Dataset.reading`, and how the samples were dealt out."""
     name, owner = e.partition.name, printable(data.owned_by)
     clients = f"{e.clients} clients " + (f"by {owner}" if name == "natural" and owner else f"of partition {name}")
@@ -138,6 +149,7 @@ def _reading(e: Experiment, data: Dataset, n_root: int, n_used: int, triggered: 
     said = [data.reading, clients, f"{n_used + n_root} of {total} training {noun} used", f"{n_root} root samples"]
     if n_root and not _needs_root(e):
         said[-1] += f" (not needed by {e.defense.name}: root.size=0 leaves them to the clients)"
+    said += [*defects_in_words(e, n_root), *odd_in_words(e, odd)]
     if triggered is not None:
         said.append("backdoor to " + ", ".join(map(data.class_name, sorted(set(triggered.wanted.tolist())))))
     return ", ".join(said)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from fedsieve.config.experiment import Experiment
+from fedsieve.config.settings import RootData
 from fedsieve.core.damage import Damage, damage
 from fedsieve.core.escaping import printable
 from fedsieve.core.metrics import mean_of
@@ -64,8 +65,9 @@ def compare(runs: Sequence[Run]) -> dict[Path, Against]:
     """The damage of every run that has a reference among ``runs``, by path.
 
     The reference is a finished run without attack, defended by the plain mean, in which every setting that decides the
-    clients' training is the same, the seed included (all but :data:`FREE`). Where there is none, it is such a run with
-    the run's own defense. Of several, the one with the most rounds in common, then the one as long as the run.
+    clients' training is the same, the seed included (all but :data:`FREE` and defects of the root data). Where there is
+    none, it is such a run with the run's own defense and root data. Of several, the one with the most rounds in common,
+    then the one as long as the run.
     """
     quiet: dict[str, list[tuple[Run, Experiment]]] = {}
     for run in runs:
@@ -78,7 +80,7 @@ def compare(runs: Sequence[Run]) -> dict[Path, Against]:
             continue
         others = quiet.get(_training(e), [])
         undefended = [other for other, o in others if o.defense.name == "mean"]
-        same = [other for other, o in others if o.defense == e.defense and e.attack.name != "none"]
+        same = [other for other, o in others if (o.defense, o.root) == (e.defense, e.root) and e.attack.name != "none"]
         length = run.digest.rounds
         best = max(
             undefended or same,
@@ -92,7 +94,9 @@ def compare(runs: Sequence[Run]) -> dict[Path, Against]:
 
 def _training(e: Experiment) -> str:
     """What a run has in common with its reference."""
-    return json.dumps({k: v for k, v in e.model_dump(mode="json").items() if k not in FREE}, sort_keys=True)
+    found = {k: v for k, v in e.model_dump(mode="json").items() if k not in FREE}
+    found["root"] = {k: v for k, v in found["root"].items() if k not in RootData.off}  # the mean makes no use of them
+    return json.dumps(found, sort_keys=True)
 
 
 def said(run: Run, compared: Against | None) -> str:

@@ -54,7 +54,7 @@ def _same(kind: str, value: Any, default: Any, dataset: str) -> bool:
 
 
 def setting(experiment: Experiment) -> dict[str, str]:
-    """All settings but attack, defense and seed, as text; of the last three sections, what is not the default."""
+    """All settings but attack, defense and seed, as text; of the last four sections, what is not the default."""
     e = experiment
     found = {
         "dataset": component("dataset", e.dataset),
@@ -66,10 +66,10 @@ def setting(experiment: Experiment) -> dict[str, str]:
         "knowledge": e.knowledge,
         "clients per round": str(e.clients_per_round),
     }
-    for section in ("local", "server", "root"):
+    for section in ("local", "server", "root", "odd"):
         default = type(getattr(e, section))()
         values, defaults = getattr(e, section).model_dump(), default.model_dump()
-        found |= {f"{section} {k}": str(v) for k, v in values.items() if v != defaults[k]}
+        found |= {f"{section} {k}": str(v) for k, v in values.items() if v != defaults.get(k)}
     return found
 
 

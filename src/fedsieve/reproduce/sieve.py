@@ -17,45 +17,48 @@ from fedsieve.reproduce.skymask_setup import (
     seeds,
 )
 
-# Goals: rates over the second half of the rounds, and the accuracy lost to the mean without attack.
-_IMAGES = {"late_fpr": 0.01, "late_fnr": 0.01, "accuracy": 0.01}
-_HAR = {"late_fpr": 0.03, "late_fnr": 0.03, "accuracy": 0.01}
+# Goals: rates over all rounds, and the accuracy lost to the mean without attack.
+_GOALS = {"fpr": 0.01, "fnr": 0.01, "accuracy": 0.01}
+_LABEL_FLIP = {"fpr": 0.05, "fnr": 0.05, "accuracy": 0.01}
 _CIFAR = {"late_fpr": 0.05, "late_fnr": 0.03}
-_MANY_MALICIOUS = {"late_fpr": 0.05, "late_fnr": 0.02, "accuracy": 0.02}
 _HARD = {"late_fpr": 0.05, "late_fnr": 0.05}
 _HARD_ATTACKS: dict[str, Any] = {
     "two attacks mixed": {"name": "mixture", "attacks": ["min-max", "label-flip"]},
     "three attacks mixed": {"name": "mixture", "attacks": ["min-max", "label-flip", "scaling"]},
     "split-layers": "split-layers",
 }
+_ROUNDS = {"fashion-mnist": 16, "har": 80}
 _BOTH = ("sieve", "skymask")
 _COLUMNS = {**defenses(*_BOTH), **PRESET_CODE, **defenses("fltrust"), **DETECTORS, **defenses("mean")}
 _GOALS_NOTE = (
-    "Goals are those of `sieve`: its rates over the second half of the rounds, and its accuracy compared with the mean "
-    "without attack."
+    "Goals are those of `sieve`: its rates over all rounds (over the second half under mixtures of attacks and on "
+    "CIFAR-10), and its accuracy compared with the mean without attack."
 )
 
 
 def _detection(scale: Scale) -> Plan:
     names = (*GROUPS[:2], GROUPS[-1], *((GROUPS[2],) if scale == "paper" else ()))
     found: list[Row] = []
-    for source in data(scale, names, {"fashion-mnist": 16, "har": 80}):
+    for source in data(scale, names, _ROUNDS):
         if scale == "small" and source.name != "har":  # evaluations would take half of the time
             source = replace(source, settings={**source.settings, "evaluate_every": 8})
         part = _paper_attacks(scale, source)
         if source.name in (GROUPS[0], "har"):
-            part += _hard_attacks(scale, source)
+            part += _hard_attacks(source)
         if source.name == "har" and scale != "smoke":  # fast enough for three seeds
             part = [replace(row, seeds=(0, 1, 2)) for row in part]
         found += part
     found += [] if scale == "smoke" else _many_malicious(scale)
     said = f"{note(scale, 'one seed (three on HAR)')} {_GOALS_NOTE} {PRESET_CODE_NOTE} {DETECTORS_NOTE}"
-    return Plan(tuple(found), _COLUMNS, seeds(scale), "sieve", ("none", "mean"), said)
+    return Plan(tuple(found), _COLUMNS, seeds(scale), "sieve", note=said)
+
+
+def _goals(attack: str) -> dict[str, float]:
+    return _LABEL_FLIP if attack == "label-flip" else _GOALS
 
 
 def _paper_attacks(scale: Scale, source: Data) -> list[Row]:
     """No attack and SkyMask's six, against every detector."""
-    goals = {"har": _HAR, "cifar10, q = 0.5": _CIFAR}.get(source.name, _IMAGES)
     shown = _BOTH if (scale, source.name) == ("small", GROUPS[1]) else tuple(c for c in _COLUMNS if c != "mean")
     return [
         Row(
@@ -64,39 +67,34 @@ def _paper_attacks(scale: Scale, source: Data) -> list[Row]:
             {**source.settings, "attack": attack},
             source.published,
             source.paper_rounds,
-            goals,
+            _CIFAR if source.settings["dataset"] == "cifar10" else _goals(label),
             (*shown, "mean") if label == "none" else shown,
         )
         for label, attack in ATTACKS.items()
     ]
 
 
-def _hard_attacks(scale: Scale, source: Data) -> list[Row]:
-    """Attacks that SkyMask's paper does not have; the adaptive one without a goal."""
-    found = [
+def _hard_attacks(source: Data) -> list[Row]:
+    """Attacks that SkyMask's paper does not have."""
+    return [
         Row(source.heading, label, {**source.settings, "attack": attack}, goals=_HARD, columns=_BOTH)
         for label, attack in _HARD_ATTACKS.items()
     ]
-    adaptive: dict[str, Any] = {**source.settings, "attack": "adaptive-skymask", "knows_defense": True}
-    columns: tuple[str, ...] = _BOTH
-    if scale == "small" and source.name != "har":
-        adaptive["attack"] = {"name": "adaptive-skymask", "shares": [0.01, 1.0], "strengths": [0.5, 1.0, 4.0]}
-        columns = ("sieve",)  # training skymask's masks in every simulation would take a third of the suite's time
-    return [*found, Row(source.heading, "adaptive-skymask", adaptive, columns=columns)]
 
 
 def _many_malicious(scale: Scale) -> list[Row]:
-    """40, 60 and 80 % malicious clients on Fashion-MNIST."""
-    (source,) = data(scale, GROUPS[:1], {"fashion-mnist": 16})
-    settings = {**source.settings, "evaluate_every": 8 if scale == "small" else source.settings["evaluate_every"]}
-    attacks = tuple(ATTACKS)[1:] if scale == "paper" else ("label-flip", "min-sum", "scaling")
+    """40, 60 and 80 % malicious clients; at the small scale, on images, three of the attacks."""
     found = []
-    for fraction in (0.4, 0.6, 0.8):
-        heading = f"{source.heading}, {fraction:.0%} malicious"
-        found.append(Row(heading, "none", {**settings, "attack": "none"}, columns=("mean",)))
-        for attack in attacks:
-            more = {**settings, "attack": ATTACKS[attack], "malicious": fraction}
-            found.append(Row(heading, attack, more, goals=_MANY_MALICIOUS, columns=_BOTH))
+    for source in data(scale, (GROUPS[0], GROUPS[-1]), _ROUNDS):
+        settings, attacks = {**source.settings}, tuple(ATTACKS)[1:]
+        if scale == "small" and source.name != "har":
+            settings["evaluate_every"], attacks = 8, ("label-flip", "min-sum", "scaling")
+        for fraction in (0.4, 0.6, 0.8):
+            heading = f"{source.heading}, {fraction:.0%} malicious"
+            found.append(Row(heading, "none", {**settings, "attack": "none"}, columns=("mean",)))
+            for attack in attacks:
+                more = {**settings, "attack": ATTACKS[attack], "malicious": fraction}
+                found.append(Row(heading, attack, more, goals=_goals(attack), columns=_BOTH))
     return found
 
 

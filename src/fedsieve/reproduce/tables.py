@@ -9,7 +9,10 @@ from rich.table import Table
 from fedsieve.core.escaping import printable
 from fedsieve.report import escaping
 from fedsieve.report.text import DASH, markdown_table, number, terminal_table
-from fedsieve.reproduce.plan import Compared, Plan, Suite
+from fedsieve.reproduce import development
+from fedsieve.reproduce.comparison import Compared
+from fedsieve.reproduce.measures import LOSSES, WORST_SUCCESS, WRONGED
+from fedsieve.reproduce.plan import Plan, Suite
 
 _SHORT = "✗"
 _RATES = ("fpr", "fnr", "late_fpr", "late_fnr")
@@ -17,6 +20,16 @@ _HEADINGS = {
     ("fpr", "fnr"): "Benign clients rejected / malicious clients missed, all {rounds}, %",
     ("late_fpr", "late_fnr"): "Benign clients rejected / malicious clients missed, second half of {rounds}, %",
     ("accuracy", "success"): "Test accuracy, last tenth of {rounds} (/ attack success rate at the end), %",
+    ("late_loss", "worst_loss"): "Accuracy lost: last tenth of {rounds} / worst round, %",
+    ("area",): "Accuracy lost, added up over {rounds}, accuracy-rounds",
+    ("late_success", "worst_success"): "Attack success rate: last tenth of {rounds} / worst round, %",
+    ("benign_lost", "wronged"): "Benign client-rounds rejected (/ more often than without copycats), {rounds}, %",
+}
+_WHAT = {
+    "late_loss": "Accuracy lost: to the undefended mean of the same data and seed without attack; below 0 where it is "
+    "better. The worst round is the worst of all seeds, all other numbers are means over the seeds.",
+    WORST_SUCCESS: "Attack success in the worst round: the highest after the first tenth of the rounds, in which an "
+    "untrained model may read everything as one class.",
 }
 _HEAD = (
     "group",
@@ -47,9 +60,9 @@ def _text(cells: Sequence[Compared]) -> str:
     known = [cell for cell in cells if cell.ours is not None or cell.published is not None]
     if not known:
         return DASH
-    ours, theirs = " / ".join(number(cell.ours) for cell in known), ""
+    ours, theirs = " / ".join(_number(cell.measure, cell.ours) for cell in known), ""
     if len(known) == 1 and known[0].deviation is not None:
-        ours += f" ± {number(known[0].deviation)}"
+        ours += f" ± {_number(known[0].measure, known[0].deviation)}"
     beside = [cell for cell in known if cell.published is not None]
     if beside:
         theirs = " / ".join(number(cell.published) for cell in known)
@@ -60,6 +73,13 @@ def _text(cells: Sequence[Compared]) -> str:
     mark = f" {_SHORT}" if any(cell.short for cell in known) else ""
     few = f" [{cells[0].seeds} of {cells[0].wanted} seeds]" if 0 < cells[0].seeds < cells[0].wanted else ""
     return ours + theirs + mark + few
+
+
+def _number(measure: str, value: float | None) -> str:
+    """In per cent, or in accuracy-rounds; a loss is never "-0.0"."""
+    if measure == "area" and value is not None:
+        return f"{round(value, 2) + 0.0:.2f}"
+    return number(value if value is None or measure not in (*LOSSES, WRONGED) else round(value, 3) + 0.0)
 
 
 def _blocks(suite: Suite, cells: Sequence[Compared]) -> list[tuple[str, str, list[list[str]]]]:
@@ -85,8 +105,11 @@ def _blocks(suite: Suite, cells: Sequence[Compared]) -> list[tuple[str, str, lis
 
 
 def _goal(cells: Sequence[Compared]) -> str:
-    goals = [c for c in cells if c.goal is not None and c.ours is not None]
-    return ", ".join(f"{'≥' if c.measure == 'accuracy' else '≤'} {number(c.goal)}" for c in goals)
+    """The goals of a line, in the order of its measures; a dash for a measure that has none."""
+    column = next((c.column for c in cells if c.goal is not None and c.ours is not None), None)
+    shown = [c for c in cells if c.column == column and c.ours is not None]
+    signs = {c.measure: "≥" if c.measure == "accuracy" else "≤" for c in shown}
+    return ", ".join(DASH if c.goal is None else f"{signs[c.measure]} {number(c.goal)}" for c in shown)
 
 
 def notes(plan: Plan, cells: Sequence[Compared]) -> list[str]:
@@ -104,6 +127,8 @@ def notes(plan: Plan, cells: Sequence[Compared]) -> list[str]:
         said.append("Accuracy: ours is the mean over the last tenth of the rounds, the paper's is the final model's.")
     if any(cell.measure in _RATES for cell in beside):
         said.append("Rates: ours are means over all rounds, the paper's over every tenth round.")
+    shown = {cell.measure for cell in cells if cell.ours is not None}
+    said += [text for measure, text in _WHAT.items() if measure in shown]
     said += _late_deciders(cells)
     without = {c.column: None for c in cells if c.measure == "fpr" and c.seeds and c.rates_from is None}
     if without:
@@ -142,6 +167,9 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> s
         last = group
         table = markdown_table([[escaping.markdown(text) for text in line] for line in lines])
         parts.append(f"**{heading}**\n\n{table}")
+    if plan.goals_for:
+        lines, new = development.table(plan, plan.goals_for)
+        parts += ["## Development and reported settings", markdown_table(lines), new]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

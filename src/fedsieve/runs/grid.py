@@ -9,7 +9,7 @@ from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import FedSieveError, ParameterError
 
 # Sections in which no setting is a list itself, so that a list there is an axis of the grid.
-_SECTIONS = ("local", "server", "root")
+_SECTIONS = ("local", "server", "root", "odd")
 # A cell takes about a millisecond and some kilobytes before anything is run.
 MOST_CELLS = 100_000
 
@@ -17,7 +17,7 @@ MOST_CELLS = 100_000
 def expand(grid: Mapping[str, Any]) -> list[Experiment]:
     """Every combination of the lists in a grid of settings, each experiment once.
 
-    Lists are axes at the top level and in ``local``, ``server`` and ``root``; elsewhere, as in
+    Lists are axes at the top level and in ``local``, ``server``, ``root`` and ``odd``; elsewhere, as in
     ``{"name": "mlp", "hidden": [64, 32]}``, they are values. A chain of defenses is a list in a list.
 
     Raises:

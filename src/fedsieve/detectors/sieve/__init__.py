@@ -1,13 +1,13 @@
-"""Sieve: compares clients with reference updates of the server's own. This project's own detector, unpublished.
+"""Sieve: compares clients with reference updates of the server's own. This project's own defense, unpublished.
 
 No publication. It grew out of SkyMask (Yan et al., ECCV 2024), but it is another method: no mask is trained.
-docs/sieve.md describes it, with measurements and limits.
+docs/sieve.md describes it, with measurements, limits, and where its constants come from.
 
-Each round the server trains reference updates on its root data and measures every client: the cosine of its update and
-the gradient of the root loss, the norm of the update's residual outside the span of the references, the negative cosine
-of the update and the references' mean, and the norm of its running statistics. Measurements are averaged over rounds in
-the client history. A client is rejected where a lower confidence bound of its mean measurement is above a limit, which
-the server derives from its reference updates. Clients with nearly the same update are rejected at once.
+Each round the server trains reference updates on its root data. An update's part in the span of the references is what
+root data explain; the rest is its residual. Residual norms and the alignments with gradients of root losses, each in
+standard deviations of the references' own, are the evidence against a client. Three tests reject: of this round alone,
+for updates far outside and for groups of clients that stand apart; of the means over rounds, for such groups; and of
+the evidence accumulated against each client. What is not rejected has bounded influence (``influence.py``).
 
 Variant: there is one.
 Departs: from nothing, since nothing is published.
@@ -15,160 +15,213 @@ Departs: from nothing, since nothing is published.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, log
-from statistics import NormalDist
+from math import log
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from fedsieve.core.clustering import gram_components, one_blas_thread
-from fedsieve.core.defense import Detection, Diagnosis, ServerView, Updates
+from fedsieve.core.defense import Aggregate, Detection, Diagnosis, Root, ServerView, Updates
 from fedsieve.core.errors import MissingDataError, ParameterError
-from fedsieve.core.linalg import column_blocks
 from fedsieve.core.traits import Traits
-from fedsieve.detectors.sieve.history import average, estimates, outlying_group, remember
+from fedsieve.detectors.sieve import history, influence
+from fedsieve.detectors.sieve.evidence import GROUPED, JOINT, Evidence, gather
+from fedsieve.detectors.sieve.groups import separate_groups
 from fedsieve.detectors.sieve.margin import margin
-from fedsieve.detectors.sieve.measurements import measure
-from fedsieve.detectors.sieve.near_duplicates import Masks, masks_of, near_duplicates
-from fedsieve.detectors.sieve.reference import train_references
+from fedsieve.detectors.sieve.measurements import Measurements, measure
+from fedsieve.detectors.sieve.reference import ReferenceUpdates, train_references
 
-_REJECTED_AT_ONCE = 2.0  # a score on a scale where more than 1 is rejected
-# Prior standard deviation of a client's measurements between rounds, for cosines and for logarithms of norms: as of
-# single steps on batches of 32, the noisiest updates in use.
-_COSINE_DEVIATION, _NORM_DEVIATION = 0.2, 0.35
+_FAR = 5.0  # residual norm in units of the references' own, beyond which no data of a client's own are
+_FAR_DEVIATIONS = 4.0  # and so many deviations of the clients above their median
+_USUAL_DEVIATIONS = 4.0  # of the clients' joint evidence above their median, beyond which evidence accumulates
+_LEAST_USUAL = 3.5  # and never below this many of the references' deviations
+_FEW, _WINDOW = 20, 100  # clients of a round; below the first, updates of the last rounds are grouped with them
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one round's updates are, before they are averaged.
+
+    Attributes:
+        measurements: Of the updates.
+        evidence: Against each client.
+        references: Of the round.
+        rejected: Who is rejected, [n].
+        unusual: Who stands apart but is not rejected, [n].
+        reasons: Why each client was rejected; "" for the others.
+        rounds: In how many rounds each client's update said something, [n].
+        state: For the next round.
+    """
+
+    measurements: Measurements
+    evidence: Evidence
+    references: ReferenceUpdates
+    rejected: Bool[Tensor, " n"]
+    unusual: Bool[Tensor, " n"]
+    reasons: tuple[str, ...]
+    rounds: Tensor
+    state: Any
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """Position of each client by residual norm and the larger alignment, in deviations of the references."""
+        columns = self.evidence.columns
+        points = torch.stack([columns[:, 0], columns[:, 1:JOINT].amax(dim=1)], dim=1)
+        return Diagnosis(points, points.new_zeros(2), (), points.new_zeros(len(points), 0), self.reasons)
 
 
 @dataclass(frozen=True)
 class Sieve:
-    """Rejects clients whose measurements, averaged over rounds, exceed limits derived from reference updates.
+    """Rejects clients by evidence from reference updates, and bounds the influence of all others.
 
     Attributes:
-        gradient_alignment: Limit of the loss-gradient alignment, as a share of that of label-shifted references, in
-            [0, 1).
-        negative_cosine: Limit of the negative cosine above that of the references themselves, in [0, 1); twice that in
-            single layers.
-        residual_norm: Limit of the residual norm, in units of the held-out references' residual norm.
-        near_duplicates: Two masks are near-duplicates if at most this share of their entries differs, in [0, 1).
-        memory: Factor on the weight of a client's measurements each time it takes part again, in [0, 1).
-        error_rate: Probability that a client exactly at the limits is rejected in a round, in (0, 0.5).
+        least_evidence: The mean of a group that is rejected is above this, in standard deviations of the references'
+            own evidence; positive.
+        minority: A group of at most this share of the clients is not rejected for standing apart: it may be honest and
+            different. It keeps the part of its updates that root data explain. In [0, 0.5].
+        memory: Factor on the weight of a client's earlier evidence each time it takes part again, in [0, 1).
         forget_after: Rounds after which a client that does not come back is forgotten; at least 1.
     """
 
-    gradient_alignment: float = 0.2
-    negative_cosine: float = 0.15
-    residual_norm: float = 1.75
-    near_duplicates: float = 5e-4
-    memory: float = 0.95
-    error_rate: float = 0.01
+    least_evidence: float = 2.0
+    minority: float = 0.15
+    memory: float = 0.9
     forget_after: int = 1000
     traits: ClassVar[Traits] = Traits(
-        summary="Ours, unpublished: compares clients with the server's own reference updates, over rounds",
+        summary="Ours, unpublished: evidence from the server's own reference updates, and bounded influence",
         needs=("root data", "state"),
-        breaks_at="clients that turn malicious after many honest rounds; attackers that copy honest updates",
-        cost="O(n^2 d) + 12 local trainings",
+        breaks_at="root data unlike the clients'; labels of one class flipped by many; see docs/sieve.md",
+        cost="O((n + r)^2 d) + 15 local trainings, for r references",
     )
 
     def __post_init__(self) -> None:
-        for name in ("gradient_alignment", "negative_cosine", "near_duplicates", "memory"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ParameterError(f"sieve: {name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.residual_norm < inf:
-            raise ParameterError(f"sieve: residual_norm must be positive and finite, got {self.residual_norm}")
-        if not 0 < self.error_rate < 0.5:
-            raise ParameterError(f"sieve: error_rate must be in (0, 0.5), got {self.error_rate}")
+        if not 0 < self.least_evidence < float("inf"):
+            raise ParameterError(f"sieve: least_evidence must be positive and finite, got {self.least_evidence}")
+        if not 0 <= self.minority <= 0.5:
+            raise ParameterError(f"sieve: minority must be in [0, 0.5], got {self.minority}")
+        if not 0 <= self.memory < 1:
+            raise ParameterError(f"sieve: memory must be in [0, 1), got {self.memory}")
         if self.forget_after < 1:
             raise ParameterError(f"sieve: forget_after must be at least 1, got {self.forget_after}")
 
     def detect(self, updates: Updates, view: ServerView, /) -> Detection:
-        """See :class:`fedsieve.core.defense.Detector`."""
-        if view.root is None:
-            raise MissingDataError("sieve needs root data, and the server has none")
-        x, ids, layout = updates.matrix, updates.client_ids, updates.layout
-        gradient = view.root.gradient(view.global_params, margin)[1]
-        references = train_references(view.root, layout, view.generator)
-        seen = measure(x, gradient, references, layout)
-        masks = masks_of(x, gradient, layout)
+        """See :class:`fedsieve.core.defense.Detector`: verdicts alone, for chains; nobody's influence is bounded."""
+        found = self._judge(updates, view)
+        scores = found.evidence.columns[:, JOINT].to(updates.matrix.dtype)
+        return Detection(~found.rejected, scores, found.state, found.diagnosis)
 
-        shifted = seen.label_shifted.clamp(min=0)
-        columns = [seen.gradient_alignment - self.gradient_alignment * shifted, seen.residual_norm]
-        columns += [] if seen.statistics is None else [seen.statistics]
-        values = torch.cat([torch.stack(columns, dim=1), seen.negative_cosine], dim=1)
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        """See :class:`fedsieve.core.defense.Aggregator`."""
+        found = self._judge(updates, view)
+        m, e, references, x = found.measurements, found.evidence, found.references, updates.parameters
+        root, params = _root(view), view.global_params
+        gradient = root.gradient(params, margin)[1][: x.shape[1]]
+        limited = influence.limit(m, e, found.unusual)
+        held = m.held_length[: references.n_balanced]
+        usual = float(held.mean()) if len(held) else 0.0
+        weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, usual)
+        update = influence.combine(x, limited, weights, missing, m, gradient, references)
+        notes = []
+        if references.complete and bool(weights.any()):
+            update = influence.harmless(update, root, params, view.generator)
+            update, factor = influence.stepped(update, references, root, params)
+            notes += [f"sieve: the step raised the root loss too much and was cut to {factor:g}"] * (factor < 1)
+        if not e.trusted and references.complete:
+            notes.append(f"sieve: root data don't fit the clients; limits are {e.widened:.1f} times as wide")
+        return Aggregate(
+            update=update.to(x.dtype),
+            weights=(weights / weights.sum().clamp(min=1e-300)).to(x.dtype),
+            accepted=~found.rejected,
+            scores=e.columns[:, JOINT].to(x.dtype),
+            state=found.state,
+            diagnosis=found.diagnosis,
+            note="; ".join(notes),
+        )
+
+    def _judge(self, updates: Updates, view: ServerView) -> Judgement:
+        x, ids, root = updates.parameters, updates.client_ids, _root(view)
         old = view.state or {}
-        history = remember(old.get("history"), ids, values, self.memory, self.forget_after)
-        now = {"label_shifted": shifted, "negative_cosine": seen.class_negative_cosine}
-        sums = average(old.get("references"), now, self.memory)
-        prior = torch.full_like(values[0], _COSINE_DEVIATION**2)
-        prior[1 : len(columns)] = _NORM_DEVIATION**2
-        means, errors = estimates(history, ids, prior)
-        deviations = NormalDist().inv_cdf(1 - self.error_rate / values.shape[1])
-        tests = self._scores(means - deviations * errors, sums, references.complete)
-        same, same_layer = near_duplicates(x, masks, self.near_duplicates)
-        tests["near-duplicate"] = same * _REJECTED_AT_ONCE
-        tests["near-duplicate in a layer"] = same_layer * _REJECTED_AT_ONCE
-        # limits of a group's mean: alignment as of one client, a third of the excess in norm that one client may have
-        limits = (0.0, log(1 + (self.residual_norm - 1) / 3))
-        others = ~same  # near-duplicates have nearly equal measurements, which say nothing about variance
-        for k, name in enumerate(("gradient alignment", "residual norm")):
-            apart = torch.zeros_like(same)
-            apart[others] = outlying_group(means[others, k], errors[others, k], limits[k], deviations)
-            tests[f"{name} of a group"] = apart * _REJECTED_AT_ONCE
-        stacked = torch.stack(list(tests.values()))
-        reasons = tuple(
-            ", ".join(name for name, exceeded in zip(tests, column, strict=True) if exceeded)
-            for column in (stacked > 1).T.tolist()
+        gradients = torch.stack([root.gradient(view.global_params, loss)[1] for loss in (margin, "cross-entropy")])
+        references = train_references(root, updates.layout, view.generator)
+        m = measure(x, gradients[:, : x.shape[1]], references)
+        e = gather(m, references.n_balanced, references.complete, old.get("calibration"), self.memory)
+        heard = e.informative
+        known = history.remember(old.get("history"), ids, e.columns, heard, self.memory, self.forget_after)
+        tests = {"far outside the references": far(e)}
+        left = heard & ~tests["far outside the references"]
+        recent = torch.cat([e.columns[left], old.get("recent", e.columns[:0])])[: max(_WINDOW, int(left.sum()))]
+        rejected, unusual = torch.zeros_like(heard), torch.zeros_like(heard)
+        names, average = history.means(known)
+        shown = torch.isin(names, ids[heard])
+        rows = torch.searchsorted(ids.sort().values, names[shown])
+        order = ids.argsort()[rows]
+        for k, name in GROUPED.items():
+            here = torch.zeros_like(heard)
+            groups = [separate_groups(e.columns[left, k], self.least_evidence, self.minority)]
+            if len(ids) < _FEW:
+                groups.append(separate_groups(recent[:, k], self.least_evidence, self.minority))
+            for large, small in groups:
+                here[left] |= large[: int(left.sum())]
+                unusual[left] |= small[: int(left.sum())]
+            tests[f"{name} of a group"] = here
+            large, small = separate_groups(average[:, k], self.least_evidence, self.minority)
+            over = torch.zeros_like(heard)
+            over[order] = large[shown]
+            unusual[order] |= small[shown]
+            tests[f"{name} of a group over rounds"] = over
+        for test in tests.values():
+            rejected = rejected | test
+        known = history.accumulate(known, ids, e.columns[:, JOINT] - _usual(e, rejected), heard)
+        if e.trusted:
+            accumulated = history.look_up(known, "accumulated", ids) > history.CONVICTED
+            tests["evidence over rounds"] = accumulated & heard
+            rejected = rejected | tests["evidence over rounds"]
+        state = {"history": known, "calibration": dict(e.calibration), "recent": recent[:_WINDOW]}
+        return Judgement(
+            m,
+            e,
+            references,
+            rejected,
+            unusual & ~rejected,
+            _reasons(tests),
+            history.look_up(known, "rounds", ids),
+            state,
         )
-        scores = stacked.amax(dim=0)
-        return Detection(
-            scores <= 1,
-            scores.to(x.dtype),
-            state={"history": history, "references": sums},
-            diagnosis=_diagnosis(masks, updates, references.root, reasons),
-        )
-
-    def _scores(
-        self, bounds: Float64[Tensor, "n f"], sums: Mapping[str, Any], complete: bool
-    ) -> dict[str, Float64[Tensor, " n"]]:
-        """The score of each client, [n], in each test that uses the history, by name; more than 1 is above the limit.
-
-        Args:
-            bounds: Lower confidence bounds of the clients' mean measurements: gradient alignment, residual norm,
-                running statistics if the model has any, negative cosine of the whole model and of its layers.
-            sums: Weighted sums of the references' measurements over rounds, from :func:`average`.
-            complete: Whether the root data have every class; if not, the negative cosine is not tested.
-        """
-        parts = sums["negative_cosine"].shape[1]
-        # the reference of one class may point away from the others, and so may a benign client of that class
-        tolerated = (sums["negative_cosine"] / sums["rounds"]).amax(dim=0).clamp(min=0) + self.negative_cosine
-        tolerated[1:] += self.negative_cosine
-        opposing = (bounds[:, -parts:] / tolerated).clamp(min=0) * complete
-        shifted = self.gradient_alignment * sums["label_shifted"] / sums["rounds"]
-        found = {
-            "gradient alignment": (1 + bounds[:, 0] / shifted.clamp(min=0.05)).clamp(0, 100),
-            "residual norm": (bounds[:, 1].clamp(max=100).exp() / self.residual_norm).clamp(max=100),
-            "negative cosine": opposing[:, 0],
-        }
-        if parts > 1:
-            found["negative cosine in a layer"] = opposing[:, 1:].amax(dim=1)
-        if bounds.shape[1] - parts > 2:
-            statistics = (bounds[:, 2].clamp(max=100).exp() / self.residual_norm).clamp(max=100)
-            found["running statistics"] = statistics
-        return found
 
 
-def _diagnosis(masks: Masks, updates: Updates, root: Float[Tensor, " d"], reasons: tuple[str, ...]) -> Diagnosis:
-    """Positions of the masks (entries +1 and -1; root model last) along principal components, and what masks keep."""
-    x = updates.matrix
-    n, p = len(x), updates.layout.n_parameters
-    signs = root[:p].sign()
-    to_root = torch.zeros(n, dtype=torch.float64, device=x.device)
-    for block in column_blocks(x[:, :p]):
-        to_root += (x[:, block].sign() @ signs[block]).double()
-    gram = (masks.common - 2 * masks.differing).sum(dim=0)
-    full = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=x.device)
-    full[:n, :n], full[n, :n], full[:n, n], full[n, n] = gram, to_root, to_root, signs.abs().sum()
-    with one_blas_thread():
-        points = torch.from_numpy(gram_components(full, 2)).to(x)
-    kept = (masks.kept / masks.decided.clamp(min=1)).T.to(x.dtype)
-    return Diagnosis(points[:n], points[n], tuple(s.name for s in masks.layers), kept, reasons)
+def _root(view: ServerView) -> Root:
+    if view.root is None:
+        raise MissingDataError("sieve needs root data, and the server has none")
+    return view.root
+
+
+def far(e: Evidence) -> Bool[Tensor, " n"]:
+    """Whose residual is far outside, in the references' units and compared with the other clients."""
+    norm = e.residual.clamp(min=1e-3).log()
+    if e.longest is None or not e.informative.any():
+        return torch.zeros_like(e.informative)
+    known = norm[e.informative]
+    limit = max(log(_FAR), float(known.median()) + _FAR_DEVIATIONS * _lower_spread(known))
+    return e.informative & (norm > limit)
+
+
+def _usual(e: Evidence, rejected: Bool[Tensor, " n"]) -> float:
+    """Joint evidence of this round above which evidence accumulates: more where the clients differ more."""
+    joint = e.columns[:, JOINT]
+    rest = joint[e.informative & ~rejected]
+    rest = rest if len(rest) >= 3 else joint
+    middle, high = (float(torch.quantile(rest, share)) for share in (0.5, 0.85))
+    spread = max(1.0, _lower_spread(rest), (high - middle) / 1.04)
+    return max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
+
+
+def _lower_spread(values: Float64[Tensor, " n"]) -> float:
+    """Standard deviation of normal values from their lower half, which malicious clients don't widen."""
+    low, middle = (float(torch.quantile(values, share)) for share in (0.1, 0.5))
+    return (middle - low) / 1.28
+
+
+def _reasons(tests: Mapping[str, Bool[Tensor, " n"]]) -> tuple[str, ...]:
+    failed = torch.stack(list(tests.values())).T.tolist()
+    return tuple(", ".join(name for name, hit in zip(tests, row, strict=True) if hit) for row in failed)

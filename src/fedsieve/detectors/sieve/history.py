@@ -1,28 +1,27 @@
-"""The client history: measurements averaged over rounds, by client id, with their standard errors.
+"""The client history: what has been measured of each client, by client id.
 
-Measurements of an update that was trained on one batch of 32 samples are noisy. So they are averaged over rounds, older
-ones with less weight, and a client is rejected only if a lower confidence bound of its mean is above the limit.
+Means of earlier rounds add up weak evidence against a group. The accumulated evidence against a single client is a
+cumulative sum (Page, Biometrika 1954): it never falls below 0, so that no number of harmless or empty rounds earns
+credit, and what one round adds is bounded, so that no single measurement decides.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from fedsieve.core.clustering import best_cut
-
-# The prior variance weighs as much as this many rounds of the client's own measurements.
-_PRIOR_ROUNDS = 4
-_LEAST_GROUP = 3
-_APART, _APART_FEW = 3.6, 40.0
+_LARGEST = 6.0  # beyond this a measurement says no more in a mean
+_FALL, _RISE = -2.0, 4.0  # the most that a round takes from and adds to accumulated evidence
+CONVICTED = 8.0  # accumulated evidence above which a client is rejected: two rounds of the largest
+_MOST = 16.0  # so that a client is believed again after some rounds
 
 
 def remember(
     old: Mapping[str, Tensor] | None,
     ids: Int[Tensor, " n"],
-    values: Float64[Tensor, "n f"],
+    evidence: Float64[Tensor, "n f"],
+    informative: Bool[Tensor, " n"],
     memory: float,
     forget_after: int,
 ) -> dict[str, Tensor]:
@@ -31,100 +30,64 @@ def remember(
     Args:
         old: The history so far; None before the first round.
         ids: Client ids of the round, [n].
-        values: Measurements of each client, [n, f].
-        memory: Factor on the weight of a client's earlier measurements each time it takes part again, in [0, 1].
+        evidence: Measurements of each client, [n, f].
+        informative: Whose measurements count, [n]: an update too small to matter says nothing.
+        memory: Factor on the weight of a client's earlier measurements each time it takes part again, in [0, 1).
         forget_after: Rounds after which a client that does not come back is forgotten.
 
     Returns:
-        ``ids`` of all clients remembered, ascending, [k]; ``weights``, the sums of weights and of squared weights,
-        [k, 2]; ``sums``, the weighted sums of measurements and of their squares, [k, 2, f]; ``absent``, the rounds
-        since each was last seen, [k].
+        Of all clients remembered: ``ids``, ascending, [k]; ``weights``, the sums of weights, and ``sums``, the weighted
+        sums of evidence, [k] and [k, f]; ``rounds``, in how many rounds its update said something, [k]; ``accumulated``
+        evidence, [k]; ``absent``, the rounds since each was last seen, [k].
     """
     if old is None:
-        old = {"ids": ids[:0], "weights": values.new_zeros(0, 2), "sums": values.new_zeros(0, 2, values.shape[1])}
-        old["absent"] = ids[:0]
+        f = evidence.shape[1]
+        none = evidence.new_zeros(0)
+        old = {"ids": ids[:0], "weights": none, "sums": none.new_zeros(0, f), "rounds": ids[:0], "absent": ids[:0]}
+        old["accumulated"] = none
     recent = old["absent"] < forget_after
     old = {name: of_clients[recent] for name, of_clients in old.items()}
     known = torch.unique(torch.cat([old["ids"], ids]))
-    weights, sums = values.new_zeros(len(known), 2), values.new_zeros(len(known), 2, values.shape[1])
-    before, now = torch.searchsorted(known, old["ids"]), torch.searchsorted(known, ids)
-    weights[before], sums[before] = old["weights"], old["sums"]
-    weights[now] = weights[now] * weights.new_tensor([memory, memory**2]) + 1
-    sums[now] = sums[now] * memory + torch.stack([values, values.square()], dim=1)
-    absent = torch.zeros_like(known)
-    absent[before] = old["absent"] + 1
-    absent[now] = 0
-    return {"ids": known, "weights": weights, "sums": sums, "absent": absent}
+    before, now = torch.searchsorted(known, old["ids"]), torch.searchsorted(known, ids[informative])
+    found = {"ids": known}
+    for name in ("weights", "sums", "rounds", "accumulated"):
+        found[name] = old[name].new_zeros(len(known), *old[name].shape[1:])
+        found[name][before] = old[name]
+    found["weights"][now] = found["weights"][now] * memory + 1
+    found["sums"][now] = found["sums"][now] * memory + evidence[informative].clamp(-_LARGEST, _LARGEST)
+    found["rounds"][now] += 1
+    found["absent"] = torch.zeros_like(known)
+    found["absent"][before] = old["absent"] + 1
+    found["absent"][torch.searchsorted(known, ids)] = 0
+    return found
 
 
-def estimates(
-    history: Mapping[str, Tensor], ids: Int[Tensor, " n"], prior: Float64[Tensor, " f"]
-) -> tuple[Float64[Tensor, "n f"], Float64[Tensor, "n f"]]:
-    """Weighted means of the clients' measurements over their rounds, and the standard errors of these means.
+def means(history: Mapping[str, Tensor]) -> tuple[Int[Tensor, " k"], Float64[Tensor, "k f"]]:
+    """Ids of the clients whose updates said something, and their mean evidence."""
+    known = history["weights"] > 0
+    return history["ids"][known], history["sums"][known] / history["weights"][known][:, None]
+
+
+def accumulate(
+    history: Mapping[str, Tensor],
+    ids: Int[Tensor, " n"],
+    excess: Float64[Tensor, " n"],
+    informative: Bool[Tensor, " n"],
+) -> dict[str, Tensor]:
+    """Add one round's excess over what is usual to each client's accumulated evidence; nothing is changed in place.
 
     Args:
         history: From :func:`remember`.
-        ids: Client ids to look up, [n].
-        prior: Prior variance of one round's measurement, [f]; weighs as much as four rounds.
-
-    Returns:
-        Means and standard errors, [n, f] each.
+        ids: Client ids of the round, [n].
+        excess: Evidence of the round above the usual, [n]; negative where there is less.
+        informative: Whose evidence counts, [n].
     """
-    rows = torch.searchsorted(history["ids"], ids)
-    total, squares = history["weights"][rows, :1], history["weights"][rows, 1:]
-    rounds = total.square() / squares  # effective number: of equally weighted rounds with the same error
-    mean = history["sums"][rows, 0] / total
-    spread = (history["sums"][rows, 1] / total - mean.square()).clamp(min=0)
-    variance = (spread * rounds + _PRIOR_ROUNDS * prior) / (rounds - 1 + _PRIOR_ROUNDS)
-    return mean, (variance / rounds).sqrt()
+    rows = torch.searchsorted(history["ids"], ids[informative])
+    accumulated = history["accumulated"].clone()
+    accumulated[rows] = (accumulated[rows] + excess[informative].clamp(_FALL, _RISE)).clamp(0, _MOST)
+    return {**history, "accumulated": accumulated}
 
 
-def outlying_group(
-    means: Float64[Tensor, " n"], errors: Float64[Tensor, " n"], limit: float, deviations: float
-) -> Bool[Tensor, " n"]:
-    """Find an upper group of clients that is separate from the others and whose mean exceeds ``limit`` with confidence.
-
-    The clients are cut into two groups where the sum of squares within groups is least. They count as two groups if
-    each has at least three members, and if the two means are 3.6 + 40 / n times as far apart as the root mean square
-    distance of members to their group's mean. For n from 8 to 200, n draws from one normal distribution count as two
-    groups in less than 1 % of trials, n draws from a uniform distribution in at most 6 %.
-
-    Args:
-        means: Mean measurement of each client, [n].
-        errors: Their standard errors, [n].
-        limit: Limit of the upper group's mean.
-        deviations: Standard errors by which the upper group's mean must exceed the limit.
-
-    Returns:
-        The members of the upper group, [n]; none if there is no such group.
-    """
-    none = torch.zeros(len(means), dtype=torch.bool, device=means.device)
-    if len(means) < 2 * _LEAST_GROUP or means.max() == means.min():
-        return none
-    upper = torch.from_numpy(best_cut(means.cpu().numpy())).to(means.device)
-    if min(int(upper.sum()), int((~upper).sum())) < _LEAST_GROUP:
-        return none
-    high, low = means[upper], means[~upper]
-    within = (high.var(correction=0) + low.var(correction=0)) / 2
-    apart = (high.mean() - low.mean()).square() >= (_APART + _APART_FEW / len(means)) ** 2 * within
-    error = (high.var() / len(high)).sqrt() + errors[upper].square().mean().sqrt() / len(high) ** 0.5
-    return upper if bool(apart & (high.mean() - deviations * error > limit)) else none
-
-
-def average(old: Mapping[str, Any] | None, values: Mapping[str, Tensor], memory: float) -> dict[str, Any]:
-    """Add one round to weighted sums of the references' measurements; ``old`` is not changed.
-
-    Args:
-        old: The sums so far; None before the first round.
-        values: Measurements of the round, by name.
-        memory: Factor on the weight of earlier rounds.
-
-    Returns:
-        Weighted sums by the same names, and ``rounds``, the sum of weights, by which they are divided for the means.
-    """
-    if old is None:
-        return {**{name: value.clone() for name, value in values.items()}, "rounds": 1.0}
-    return {
-        **{name: memory * old[name] + value for name, value in values.items()},
-        "rounds": memory * old["rounds"] + 1.0,
-    }
+def look_up(history: Mapping[str, Tensor], name: str, ids: Int[Tensor, " n"]) -> Tensor:
+    """The values of ``name`` of the clients ``ids``, [n, ...]."""
+    return history[name][torch.searchsorted(history["ids"], ids)]

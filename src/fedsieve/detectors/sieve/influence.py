@@ -1,0 +1,208 @@
+"""Bounded influence: how much of each accepted update counts, and what the server does with the sum.
+
+Nothing here rejects anybody. It limits what a client that was not rejected can do in one round.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from scipy.optimize import nnls
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedsieve.core.defense import Root
+from fedsieve.detectors.sieve.evidence import Evidence
+from fedsieve.detectors.sieve.margin import margin_of
+from fedsieve.detectors.sieve.measurements import Measurements
+from fedsieve.detectors.sieve.reference import ReferenceUpdates
+
+_FULL = 0.25  # share of the references' mean length from which on an update has its full weight
+_PROVEN = 10  # rounds after which a client's weight is not lower for being new
+_ALIKE = 1.5  # times the usual number of similar updates, beyond which updates share their weight
+_USUAL = 0.25  # quantile of that number over the clients which is usual
+_MOST_CLASSES = 20  # gradients of classes that the server computes in a round
+_LEAST_STEP = 1 / 8
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Accepted updates after limiting: row i is ``scale[i] * x[i] + explained[i] @ basis - slope[i] * gradient``.
+
+    Attributes:
+        scale: Factor on the update itself, [n].
+        explained: Coordinates of a multiple of its explained part, [n, k].
+        slope: Factor on the gradient of the margin loss that is taken away, [n].
+        bound: No limited update is longer than this.
+    """
+
+    scale: Float64[Tensor, " n"]
+    explained: Float64[Tensor, "n k"]
+    slope: Float64[Tensor, " n"]
+    bound: float
+
+
+def limit(m: Measurements, e: Evidence, unusual: Bool[Tensor, " n"]) -> Limited:
+    """Limit each update's length by the server's reference updates.
+
+    The explained part is cut to the longest of a held-out reference, the residual to the length beyond which 5 % of the
+    references are. Clients in ``unusual`` keep the explained part only: root data vouch for that, and not for the rest.
+    What raises the root data's margin loss to first order is taken away, if root data can be trusted.
+
+    Args:
+        m: Measurements of the round.
+        e: Evidence of the round.
+        unusual: Clients that stand apart without being rejected, [n].
+    """
+    if e.longest is None:  # nothing to compare with: no client counts for more than the median one
+        middle = float(m.length.median())
+        scale = (middle / m.length.clamp(min=1e-300)).clamp(max=1)
+        return Limited(scale, torch.zeros_like(m.coordinates), torch.zeros_like(scale), middle)
+    kept = (e.limit / (e.cut * e.residual).clamp(min=1e-12)).clamp(max=1)
+    kept[unusual] = 0
+    scale, inside = e.cut * kept, e.cut * (1 - kept)
+    slope = torch.zeros_like(scale)
+    if e.trusted and m.gradient_lengths[0] > 0:
+        rising = scale * m.slopes[:, 0] + inside * (m.coordinates @ m.gradient_coordinates[0])
+        slope = rising.clamp(min=0) / m.gradient_lengths[0].square()
+    return Limited(scale, inside[:, None] * m.coordinates, slope, float(np.hypot(e.longest, e.limit * e.longest_unit)))
+
+
+def weigh(
+    m: Measurements, e: Evidence, counted: Bool[Tensor, " n"], limited: Limited, rounds: Int[Tensor, " n"], usual: float
+) -> tuple[Float64[Tensor, " n"], float]:
+    """Weights of the clients, each at most 1, and the weight that is missing.
+
+    An update much shorter than the references has less weight, an empty one none. Clients whose residuals are similar
+    beyond what is usual in the round share the weight of the usual number. A client that has not taken part as often as
+    half of the others, up to ten rounds, has less.
+
+    Args:
+        m: Measurements of the round.
+        e: Evidence of the round.
+        counted: Whom to give a weight above 0, [n].
+        limited: The limited updates.
+        rounds: In how many rounds each client's update said something, [n].
+        usual: Mean length of the balanced references; 0 without any.
+
+    Returns:
+        The weights, [n], and how much less than 1 each they are in total for other reasons than short updates.
+    """
+    size = (m.length / (_FULL * usual)).clamp(max=1) if usual > 0 else (m.length > 0).double()
+    others = counted.double()
+    apart = counted & (limited.scale > 0)
+    if apart.any():
+        alike = m.residual_cosines.clamp(min=0).square()
+        similar = 1 + (alike * apart).sum(dim=1) - alike.diagonal() * apart
+        most = _ALIKE * torch.quantile(similar[apart], _USUAL)
+        others = others * torch.where(apart, (most / similar).clamp(max=1).square(), 1)
+    taken = rounds.double()
+    proven = taken.median().clamp(max=_PROVEN)
+    others = others * ((1 + taken) / (1 + proven)).clamp(max=1)
+    weights = size * others * e.informative
+    return weights, float((1 - others * e.informative).sum())
+
+
+def combine(
+    x: Float[Tensor, "n p"],
+    limited: Limited,
+    weights: Float64[Tensor, " n"],
+    missing: float,
+    m: Measurements,
+    gradient: Float[Tensor, " p"],
+    references: ReferenceUpdates,
+) -> Float64[Tensor, " p"]:
+    """Weighted mean of the limited updates and the root model's update, which stands in for missing weight.
+
+    It has at most half of the sum of weights, and its length is at most the updates' bound.
+
+    Args:
+        x: The clients' updates, parameters only.
+        limited: Their limits.
+        weights: From :func:`weigh`.
+        missing: From :func:`weigh`.
+        m: Measurements of the round.
+        gradient: Of the margin loss.
+        references: Reference updates of the round.
+    """
+    total = float(weights.sum())
+    stand_in = min(missing, total)
+    rows = (weights * limited.scale).to(x.dtype)
+    subsets = m.basis @ (weights @ limited.explained)
+    update = (rows @ x).double() + (subsets.to(x.dtype) @ references.subsets).double()
+    update -= float(weights @ limited.slope) * gradient.double()
+    root = references.root.double()
+    root = root * min(1.0, limited.bound / max(float(root.norm()), 1e-300))
+    mean: Tensor = (update + stand_in * root) / max(total + stand_in, 1e-300)
+    return mean
+
+
+def harmless(
+    update: Float64[Tensor, " p"], root: Root, params: Float[Tensor, " d"], generator: torch.Generator
+) -> Float64[Tensor, " p"]:
+    """The nearest update that lowers no class's margin on the root data to first order.
+
+    The projection onto the intersection of half-spaces, one for each class: a small non-negative least-squares problem.
+
+    Args:
+        update: The aggregate.
+        root: Root data with every class.
+        params: The global model, [d].
+        generator: Draws twenty classes if there are more.
+    """
+    classes = torch.unique(root.data[1])
+    if len(classes) > _MOST_CLASSES:
+        chosen = torch.randperm(len(classes), generator=generator)[:_MOST_CLASSES]
+        classes = classes[chosen.to(classes.device)]
+    slopes = torch.stack([root.gradient(params, margin_of(c))[1] for c in classes.tolist()])
+    slopes = slopes[:, : len(update)].double()
+    rising = slopes @ update
+    if not (rising > 0).any():
+        return update
+    gram = (slopes @ slopes.T).cpu().numpy()
+    values, vectors = np.linalg.eigh(gram)
+    # |update - slopes^T l|² in terms of l >= 0, up to a constant: |R l - R^-T rising|² with R^T R the Gram matrix
+    factor = (vectors * np.sqrt(np.maximum(values, 1e-9 * values[-1]))).T
+    weights, _ = nnls(factor, np.linalg.lstsq(factor.T, rising.cpu().numpy(), rcond=None)[0])
+    result: Tensor = update - torch.from_numpy(weights).to(update) @ slopes
+    return result
+
+
+def stepped(
+    update: Float64[Tensor, " p"], references: ReferenceUpdates, root: Root, params: Float[Tensor, " d"]
+) -> tuple[Float64[Tensor, " p"], float]:
+    """The update, halved until it raises the root loss no more than the server's own held-out updates do on average.
+
+    The loss is a cross-entropy in which all classes have the same weight. It is halved at most three times: root data
+    are few, and must not stop the training.
+
+    Args:
+        update: The aggregate.
+        references: Reference updates of the round.
+        root: Root data with every class.
+        params: The global model, [d].
+
+    Returns:
+        The update and the factor, 1 to 1/8.
+    """
+
+    def loss(step: Tensor) -> float:
+        moved = params.clone()
+        moved[: len(step)] += step.to(params)
+        return float(root.gradient(moved, balanced_loss)[0])
+
+    own = [loss(held) for held in references.held_out[: references.n_balanced]]
+    limit = max([loss(torch.zeros_like(update)), *([sum(own) / len(own)] if own else [])])
+    factor = 1.0
+    while factor > _LEAST_STEP and not loss(update * factor) <= limit:
+        factor /= 2
+    return update * factor, factor
+
+
+def balanced_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """Cross-entropy in which every class present has the same weight."""
+    each = cross_entropy(logits, y, reduction="none")
+    counts = torch.bincount(y, minlength=logits.shape[1])[y]
+    mean: Tensor = (each / counts).sum() / len(torch.unique(y))
+    return mean
