@@ -85,7 +85,7 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "detectors/sieve/__init__.py": ((f"{_SIEVE}.py", "defenses/detectors/test_parameters.py", _DEFAULTS),),
     **{
         f"detectors/sieve/{part}.py": ((f"{_SIEVE}_{part}.py",), (f"{_SIEVE}.py",))
-        for part in ("history", "margin", "measurements", "near_duplicates", "reference")
+        for part in ("evidence", "groups", "history", "influence", "margin", "measurements", "reference")
     },
     "detectors/fldetector.py": (
         (*(f"defenses/detectors/test_fldetector{part}.py" for part in ("_parts", "", "_state")), _DEFAULTS),

@@ -15,7 +15,7 @@ KEYS = [
     "dataset", "model", "attack", "defense", "n_clients", "n_malicious", "rounds", "seed", "test_accuracy",
     "late_test_accuracy", "attack_success_rate", "attack_success_rate_all", "false_positive_rate",
     "false_negative_rate",
-    "late_false_positive_rate", "late_false_negative_rate", "rounds_not_applied", "not_applied_reasons",
+    "late_false_positive_rate", "late_false_negative_rate", "rounds_not_applied", "not_applied_reasons", "notes",
     "updates_screened", "screened_reasons", "data", "seconds", "rounds_per_second", "run_dir",
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 
 from fedsieve.aggregators.chain import Chain
 from fedsieve.aggregators.mean import Mean
+from fedsieve.aggregators.median import Median
 from fedsieve.aggregators.trimmed_mean import TrimmedMean
 from fedsieve.attacks.label_flip import LabelFlip
 from fedsieve.attacks.min_max import MinMax
@@ -22,6 +23,7 @@ from fedsieve.core.traits import Traits
 from fedsieve.detectors.sieve import Sieve
 from fedsieve.detectors.skymask import SkyMask
 from fedsieve.models.mlp import MLP
+from fedsieve.preaggregators.norm_clipping import NormClipping
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,12 @@ class TestBuild:
         found = registry.build_defense("skymask", {"tau": 0.4})
         assert found == Chain((SkyMask(tau=0.4),), Mean())
         assert isinstance(found, Aggregator)
-        assert registry.build_defense("sieve", {}) == Chain((Sieve(),), Mean())
+
+    def test_sieve_is_the_aggregator_where_it_stands_last(self) -> None:
+        assert registry.build_defense("sieve", {"minority": 0.2}) == Sieve(minority=0.2)
+        clipped = registry.build_defense("norm-clipping,sieve", {})
+        assert clipped == Chain((NormClipping(),), Sieve())
+        assert registry.build_defense("sieve,median", {}) == Chain((Sieve(),), Median())
 
     def test_an_aggregator_stands_alone(self) -> None:
         assert registry.build_defense("trimmed-mean", {"trim": 2}) == TrimmedMean(2)

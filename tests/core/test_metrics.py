@@ -116,6 +116,7 @@ KEYS = {
 TOLD = {
     "rounds_not_applied": 0,
     "not_applied_reasons": {},
+    "notes": {},
     "updates_screened": 0,
     "screened_reasons": {},
     "rounds_decided": 0,

@@ -11,8 +11,6 @@ from fedsieve.federation.server import defend
 NAMES = registry.names("defenses")
 # The undefended baseline averages running statistics too.
 NOT_ROBUST = ("fedavg", "mean")
-# Sieve has a documented test of the norm of running statistics.
-USE_STATISTICS = {"sieve"}
 # Weights of these say what share each client has in the result over all coordinates, running statistics included; they
 # decide nothing.
 COORDINATE_WISE = {"bulyan", "median", "trimmed-mean"}
@@ -42,7 +40,7 @@ def test_control_the_mean_does_not_bound_statistics(make: SimpleNamespace, name:
     assert result.update[fed.updates.layout.n_parameters :].norm() > 1e3
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in USE_STATISTICS])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("factor", [1, -1, -1000])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
 def test_statistics_decide_nothing_else(make: SimpleNamespace, name: str, factor: float, scale: float) -> None:

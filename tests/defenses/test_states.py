@@ -86,8 +86,8 @@ def test_momentum_keeps_twenty_vectors_per_client_of_a_round(make: SimpleNamespa
 
 
 def test_sieve_s_history_of_many_rounds() -> None:
-    history, values = None, torch.zeros(3, 2, dtype=torch.float64)
+    history, values, heard = None, torch.zeros(3, 2, dtype=torch.float64), torch.ones(3, dtype=torch.bool)
     for t in range(600):
-        history = remember(history, torch.arange(3 * t, 3 * t + 3), values, 0.95, 200)
+        history = remember(history, torch.arange(3 * t, 3 * t + 3), values, heard, 0.9, 200)
     assert history is not None
     assert history["ids"].tolist() == list(range(3 * 399, 3 * 600))

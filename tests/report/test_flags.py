@@ -10,6 +10,7 @@ import yaml
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.metrics import summarize
 from fedsieve.core.records import RoundRecord
+from fedsieve.detectors import sieve
 from fedsieve.report import damage, flags
 from fedsieve.report.load import load
 from fedsieve.report.page import write_page
@@ -300,6 +301,21 @@ class TestUndecidedRates:
 
     def test_a_run_without_a_round(self, make_run: MakeRun) -> None:
         assert raised(make_run("a", [], rounds=5).parent) == []
+
+
+class TestRootMisfit:
+    def test_counts_rounds_that_changed_the_model(self) -> None:
+        wide = "root data don't fit the clients (limits are 1.7 times as wide)"
+        notes = {3: wide, 5: f"sieve cut a step that raised the root loss (to 0.5 of it); {wide}", 6: "another note"}
+        records = [record(k, 0.5, malicious=(0,), rejected=(), note=notes.get(k, "")) for k in range(20)]
+        records += [record(20, 0.5, malicious=(0,), rejected=(), applied=False, note=wide)]
+        e = Experiment.of({"attack": "min-max", "clients": 4, "malicious": 1})
+        (flag,) = flags.of_run(e, summarize(records), 21, "here")
+        said = "the defense found root data unlike the clients' in 2 of 21 rounds, and claims less"
+        assert (flag.name, flag.text) == ("root-misfit", said)
+
+    def test_is_what_sieve_says(self) -> None:
+        assert flags.MISFIT == sieve.MISFIT
 
 
 class TestTruthUnknown:

@@ -131,7 +131,7 @@ def test_each_seed_has_its_own_reference() -> None:
     assert (alone.ours, alone.goal, alone.seeds) == (pytest.approx(0.3), None, 1)
     assert "| scaling | 5.0 / 10.0 ✗ | 30.0 / 30.0 [1 of 2 seeds] | ≤ 3.0, ≤ 10.0 |" in page
     assert "| scaling | 0.05 ± 0.07 | 0.30 [1 of 2 seeds] |" in page
-    assert "| copycat | 33.3 / 100.0 ✗ [1 of 2 seeds] |" in page
+    assert "| copycat | 100.0 ✗ [1 of 2 seeds] | not run | ≤ 0.0 |" in page
     assert "Accuracy lost: to the undefended mean" in page
 
 

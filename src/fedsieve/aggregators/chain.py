@@ -92,7 +92,11 @@ class Chain:
         states[-1] = result.state
         result = result.scattered(stay, torch.inf)
         accepted = result.accepted if result.accepted is not None else stay if decided else None
-        scores = result.scores if scores is None else scores
+        if scores is None:
+            scores = result.scores
+        elif result.diagnosis is not None and result.scores is not None:  # it is a detector, too
+            scores = torch.where(stay, result.scores, scores)
+        diagnosis = result.diagnosis or diagnosis
         return replace(result, accepted=accepted, scores=scores, state=tuple(states), diagnosis=diagnosis)
 
 

@@ -89,6 +89,8 @@ class AttackView:
             attacker sees the benign updates.
         memory: What the attack returned as :attr:`Crafted.memory` in the last round in which it took part; None before.
         benign_ids: Client ids of the rows of ``benign_updates``, [b]; None where these are not granted.
+        on_samples: What ``root`` offers (losses, gradients and training at the global model), for any samples
+            [k, *input_shape] and classes [k] of the attacker's choice.
     """
 
     round: int
@@ -104,6 +106,7 @@ class AttackView:
     simulate_defense: Callable[[Float[Tensor, "n d"]], Aggregate] | None = None
     memory: Any = None
     benign_ids: Int[Tensor, " b"] | None = None
+    on_samples: Callable[[Tensor, Int[Tensor, " k"]], Root] | None = None
 
     @property
     def known_updates(self) -> Float[Tensor, "k d"]:

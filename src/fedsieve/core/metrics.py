@@ -111,6 +111,7 @@ class Summary:
         self._fpr, self._fnr = array("d"), array("d")  # NaN where undefined
         self._not_applied: dict[str, int] = {}
         self._screened: dict[str, int] = {}
+        self._notes: dict[str, int] = {}
         self._damage = RunDamage()
 
     def add(self, record: RoundRecord) -> None:
@@ -126,6 +127,9 @@ class Summary:
         self._fnr.append(_or_nan(record.false_negative_rate))
         if not record.applied:
             count_reason(self._not_applied, record.note or NO_REASON)
+        elif record.note:
+            for note in record.note.split("; "):
+                count_reason(self._notes, note.partition(" (")[0])  # numbers stand in brackets
         for _, reason in zip_longest(record.screened, record.screened_reasons[: len(record.screened)]):
             count_reason(self._screened, reason or NOT_FINITE)
 
@@ -147,6 +151,7 @@ class Summary:
             "not_applied_reasons": dict(self._not_applied),
             "updates_screened": sum(self._screened.values()),
             "screened_reasons": dict(self._screened),
+            "notes": dict(self._notes),
             **self._damage.result(),
         }
 
@@ -168,7 +173,9 @@ def summarize(records: Iterable[RoundRecord]) -> dict[str, Any]:
     rounds, and with ``late_`` over the second half. None where there is no value.
 
     ``rounds_not_applied`` is the number of rounds that left the global model unchanged, ``updates_screened`` that of
-    the updates dropped before the defense; both by reason in ``not_applied_reasons`` and ``screened_reasons``.
+    the updates dropped before the defense; both by reason in ``not_applied_reasons`` and
+    ``screened_reasons``. ``notes`` counts what the defense said of rounds that changed the model, by text without
+    brackets.
 
     Damage that needs no other run to compare with; rounds count from 0 as in the records:
 

@@ -197,6 +197,7 @@ class Adversary:
             simulate_defense=simulated,
             memory=copy.deepcopy(memory["attack"]),
             benign_ids=ids[len(here) :] if self.sees_benign_updates else None,
+            on_samples=lambda x, y: RootClient(self.root[0], ClientData(x, y), self.root[2], params, round),
         )
         crafted, sent = craft(self.attack, view, self.name), honest.clone()
         sent[bad], defense = crafted.updates, memory["defense"]

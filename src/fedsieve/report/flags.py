@@ -18,11 +18,12 @@ from fedsieve.report.load import Run
 from fedsieve.report.settings import differing, title
 from fedsieve.report.text import number, some
 
+MISFIT = "root data don't fit the clients"  # what a defense says then
 LOST = 0.01  # share of the benign clients that may be rejected without attack
 DECIDED = 20  # rates need so many rounds with a decision, and half of all rounds
 NAMES = (
-    *("adaptive-weaker", "clients-lost", "equal-to-mean", "harmless-attack", "one-seed", "truth-unknown"),
-    "undecided-rates",
+    *("adaptive-weaker", "clients-lost", "equal-to-mean", "harmless-attack", "one-seed", "root-misfit"),
+    *("truth-unknown", "undecided-rates"),
 )
 
 
@@ -66,6 +67,7 @@ def of_run(experiment: Experiment | None, summary: Mapping[str, Any], rounds: in
     """
     said = {
         "clients-lost": _clients_lost(experiment, summary),
+        "root-misfit": _root_misfit(summary, rounds),
         "truth-unknown": _truth_unknown(experiment, summary, rounds),
         "undecided-rates": _undecided(experiment, summary, rounds),
     }
@@ -78,6 +80,16 @@ def _clients_lost(e: Experiment | None, s: Mapping[str, Any]) -> str:
     if e is None or e.n_malicious or not lost or round(rate, 9) <= LOST:
         return ""
     return f"without attack benign clients were rejected {lost} times, {number(rate)} % of them in a round"
+
+
+def _root_misfit(s: Mapping[str, Any], rounds: int) -> str:
+    """The defense found that the server's root data are unlike the clients'."""
+    found = s["notes"].get(MISFIT, 0)
+    return (
+        f"the defense found root data unlike the clients' in {found} of {rounds} rounds, and claims less"
+        if found
+        else ""
+    )
 
 
 def _truth_unknown(e: Experiment | None, s: Mapping[str, Any], rounds: int) -> str:

@@ -136,6 +136,8 @@ def closing(result: Mapping[str, Any]) -> Table:
         rows["Model unchanged"] = f"{count}: {_counted(result['not_applied_reasons'])}"
     if result["updates_screened"]:
         rows["Updates screened"] = f"{result['updates_screened']}: {_counted(result['screened_reasons'])}"
+    if result["notes"]:
+        rows["Noted"] = "; ".join(f"{note}, in {count} rounds" for note, count in result["notes"].items())
     rows["Time"] = f"{result['seconds']:.1f} s"
     rows["Run directory"] = result["run_dir"]
     for name, value in rows.items():

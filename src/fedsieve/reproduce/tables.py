@@ -23,7 +23,8 @@ _HEADINGS = {
     ("late_loss", "worst_loss"): "Accuracy lost: last tenth of {rounds} / worst round, %",
     ("area",): "Accuracy lost, added up over {rounds}, accuracy-rounds",
     ("late_success", "worst_success"): "Attack success rate: last tenth of {rounds} / worst round, %",
-    ("benign_lost", "wronged"): "Benign client-rounds rejected (/ more often than without copycats), {rounds}, %",
+    ("benign_lost",): "Benign client-rounds rejected, {rounds}, %",
+    ("wronged",): "A benign client rejected more often than without attack: the largest increase, {rounds}, %",
 }
 _WHAT = {
     "late_loss": "Accuracy lost: to the undefended mean of the same data and seed without attack; below 0 where it is "

@@ -1,6 +1,6 @@
 """Chains of stages with known answers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fedsieve.core.defense import (
     Aggregator,
     Detection,
     Detector,
+    Diagnosis,
     PreAggregated,
     ServerView,
     Updates,
@@ -66,6 +67,17 @@ class Last:
 
 
 ROWS = [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]  # ids 100 to 103
+
+
+@dataclass(frozen=True)
+class Judges(Last):
+    """Rejects the first row, with a reason; scores are minus the second coordinate."""
+
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        x, n = updates.matrix, len(updates.matrix)
+        reasons = ("first", *[""] * (n - 1))
+        seen = Diagnosis(x, None, (), x.new_zeros(n, 0), reasons)
+        return replace(Last(True)(updates, view), scores=-x[:, 1], diagnosis=seen, note="judged")
 
 
 def call(make: SimpleNamespace, chain: Chain, state: Any = None) -> Aggregate:
@@ -126,6 +138,18 @@ def test_an_aggregator_may_reject_too(make: SimpleNamespace) -> None:
     result = call(make, Chain((Rejects((100,)),), Last(rejects_first=True)))
     assert result.accepted is not None
     assert result.accepted.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("scale", [None, 1000])
+def test_an_aggregator_may_be_a_detector_too(make: SimpleNamespace, scale: float | None) -> None:
+    result = call(make, Chain((Rejects((101,), scale),), Judges()))
+    assert result.accepted is not None
+    assert result.accepted.tolist() == [False, False, True, True]
+    assert result.scores is not None
+    assert result.scores.tolist() == [-10, torch.inf if scale is None else 2000, -30, -40]
+    assert result.diagnosis is not None
+    assert result.diagnosis.reasons == ("first", "", "", "")
+    assert result.note == "judged"
 
 
 def test_states_are_kept_per_stage(make: SimpleNamespace) -> None:

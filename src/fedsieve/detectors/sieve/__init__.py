@@ -19,7 +19,7 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, Detection, Diagnosis, Root, ServerView, Updates
@@ -32,10 +32,12 @@ from fedsieve.detectors.sieve.margin import margin
 from fedsieve.detectors.sieve.measurements import Measurements, measure
 from fedsieve.detectors.sieve.reference import ReferenceUpdates, train_references
 
+MISFIT = "root data don't fit the clients"
 _FAR = 5.0  # residual norm in units of the references' own, beyond which no data of a client's own are
 _FAR_DEVIATIONS = 4.0  # and so many deviations of the clients above their median
 _USUAL_DEVIATIONS = 4.0  # of the clients' joint evidence above their median, beyond which evidence accumulates
 _LEAST_USUAL = 3.5  # and never below this many of the references' deviations
+_HUGE = 1e100
 _FEW, _WINDOW = 20, 100  # clients of a round; below the first, updates of the last rounds are grouped with them
 
 
@@ -114,7 +116,7 @@ class Sieve:
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
         found = self._judge(updates, view)
-        m, e, references, x = found.measurements, found.evidence, found.references, updates.parameters
+        m, e, references, x = found.measurements, found.evidence, found.references, _parameters(updates)
         root, params = _root(view), view.global_params
         gradient = root.gradient(params, margin)[1][: x.shape[1]]
         limited = influence.limit(m, e, found.unusual)
@@ -126,9 +128,9 @@ class Sieve:
         if references.complete and bool(weights.any()):
             update = influence.harmless(update, root, params, view.generator)
             update, factor = influence.stepped(update, references, root, params)
-            notes += [f"sieve: the step raised the root loss too much and was cut to {factor:g}"] * (factor < 1)
+            notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
-            notes.append(f"sieve: root data don't fit the clients; limits are {e.widened:.1f} times as wide")
+            notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")
         return Aggregate(
             update=update.to(x.dtype),
             weights=(weights / weights.sum().clamp(min=1e-300)).to(x.dtype),
@@ -140,7 +142,7 @@ class Sieve:
         )
 
     def _judge(self, updates: Updates, view: ServerView) -> Judgement:
-        x, ids, root = updates.parameters, updates.client_ids, _root(view)
+        x, ids, root = _parameters(updates), updates.client_ids, _root(view)
         old = view.state or {}
         gradients = torch.stack([root.gradient(view.global_params, loss)[1] for loss in (margin, "cross-entropy")])
         references = train_references(root, updates.layout, view.generator)
@@ -188,6 +190,12 @@ class Sieve:
             history.look_up(known, "rounds", ids),
             state,
         )
+
+
+def _parameters(updates: Updates) -> Float[Tensor, "n p"]:
+    """The trained coordinates; those of float64 cut to a size whose squares are finite."""
+    x = updates.parameters
+    return x.clamp(-_HUGE, _HUGE) if x.dtype == torch.float64 else x
 
 
 def _root(view: ServerView) -> Root:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fedsieve.detectors.sieve.measurements import Measurements
 
-NAMES = ("residual norm", "margin alignment", "loss alignment", "residual norm and margin alignment")
-JOINT = 3  # column of the last
+NAMES = ("residual norm", "margin alignment", "loss alignment", "residual norm and margin alignment", "length")
+JOINT = 3  # column of the two together
 # Columns in which groups of clients are looked for, and what they are called. Honest clients fall into groups by their
 # margin alignment alone where the model fits the data of some of them already.
-GROUPED = {0: "residual norm", 2: "loss alignment", 3: "residual norm and margin alignment"}
+GROUPED = {0: "residual norm", 2: "loss alignment", 3: "residual norm and margin alignment", 4: "length"}
 _LARGEST = 12.0  # beyond this, evidence says no more
 _EMPTY = 0.01  # share of the references' length below which an update says nothing
 _LEAST_SPREAD, _LEAST_DEVIATION = 0.1, 0.05  # of logarithms of norms and of cosines: rounding and chance
@@ -35,7 +35,7 @@ class Evidence:
     """Evidence against the n clients of one round; 0 is as the references on average, positive is worse.
 
     Attributes:
-        columns: One per name of :data:`NAMES`, [n, 4].
+        columns: One per name of :data:`NAMES`, [n, 5].
         informative: Whose update is long enough to say something, [n].
         residual: Residual norm in units of what held-out references have for an update of this length, [n].
         cut: Factor that makes the explained part no longer than the longest reference's, [n].
@@ -47,7 +47,7 @@ class Evidence:
         calibration: Running means of the references' own spreads, for the next round.
     """
 
-    columns: Float64[Tensor, "n 4"]
+    columns: Float64[Tensor, "n 5"]
     informative: Bool[Tensor, " n"]
     residual: Float64[Tensor, " n"]
     cut: Float64[Tensor, " n"]
@@ -98,7 +98,8 @@ def gather(
     joint = norm.clamp(min=-1) + alignment[:, 0]
     if heard:
         joint = joint - max(0.0, float(torch.quantile(joint[informative], _FITTING)))
-    columns = torch.cat([norm[:, None], alignment, joint[:, None]], dim=1).clamp(-_LARGEST, _LARGEST)
+    length = (m.explained / longest).clamp(min=1e-3).log() / spread if longest else residual
+    columns = torch.cat([norm[:, None], alignment, joint[:, None], length[:, None]], dim=1).clamp(-_LARGEST, _LARGEST)
     return Evidence(
         columns=columns,
         informative=informative,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedsieve.core.defense import Root
+from fedsieve.core.linalg import row_norms
 from fedsieve.detectors.sieve.evidence import Evidence
 from fedsieve.detectors.sieve.margin import margin_of
 from fedsieve.detectors.sieve.measurements import Measurements
@@ -24,6 +25,7 @@ _ALIKE = 1.5  # times the usual number of similar updates, beyond which updates 
 _USUAL = 0.25  # quantile of that number over the clients which is usual
 _MOST_CLASSES = 20  # gradients of classes that the server computes in a round
 _LEAST_STEP = 1 / 8
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def limit(m: Measurements, e: Evidence, unusual: Bool[Tensor, " n"]) -> Limited:
     slope = torch.zeros_like(scale)
     if e.trusted and m.gradient_lengths[0] > 0:
         rising = scale * m.slopes[:, 0] + inside * (m.coordinates @ m.gradient_coordinates[0])
-        slope = rising.clamp(min=0) / m.gradient_lengths[0].square()
+        slope = rising.clamp(min=0) / m.gradient_lengths[0] / m.gradient_lengths[0]  # whose square may underflow
     return Limited(scale, inside[:, None] * m.coordinates, slope, float(np.hypot(e.longest, e.limit * e.longest_unit)))
 
 
@@ -157,7 +159,10 @@ def harmless(
         classes = classes[chosen.to(classes.device)]
     slopes = torch.stack([root.gradient(params, margin_of(c))[1] for c in classes.tolist()])
     slopes = slopes[:, : len(update)].double()
-    rising = slopes @ update
+    # of length 1, like the update: small numbers would be within the solver's tolerance
+    slopes = slopes / row_norms(slopes).clamp(min=_TINY)[:, None]
+    size = row_norms(update[None])[0]
+    rising = slopes @ (update / size.clamp(min=_TINY))
     if not (rising > 0).any():
         return update
     gram = (slopes @ slopes.T).cpu().numpy()
@@ -165,7 +170,7 @@ def harmless(
     # |update - slopes^T l|² in terms of l >= 0, up to a constant: |R l - R^-T rising|² with R^T R the Gram matrix
     factor = (vectors * np.sqrt(np.maximum(values, 1e-9 * values[-1]))).T
     weights, _ = nnls(factor, np.linalg.lstsq(factor.T, rising.cpu().numpy(), rcond=None)[0])
-    result: Tensor = update - torch.from_numpy(weights).to(update) @ slopes
+    result: Tensor = update - size * (torch.from_numpy(weights).to(update) @ slopes)
     return result
 
 

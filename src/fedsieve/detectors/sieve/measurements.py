@@ -71,7 +71,8 @@ def measure(x: Float[Tensor, "n p"], gradients: Float[Tensor, "2 p"], references
     """
     n, h, r = len(x), len(references.held_out), len(references.subsets)
     rows = torch.cat([x, gradients, references.held_out, references.subsets, references.by_class])
-    lengths = row_norms(rows).clamp(min=_TINY)
+    norms = row_norms(rows)
+    lengths = norms.clamp(min=_TINY)
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=x.device)
     scale = lengths.reciprocal()
     for block in column_blocks(rows):
@@ -92,19 +93,19 @@ def measure(x: Float[Tensor, "n p"], gradients: Float[Tensor, "2 p"], references
     held_explained = torch.stack(apart) if apart else gram.new_zeros(0)
     size = lengths[own]
     return Measurements(
-        length=row_norms(x),
+        length=norms[own],
         explained=explained * size,
         residual=_rest(explained) * size,
         held_explained=held_explained * lengths[held],
         held_residual=_rest(held_explained) * lengths[held],
-        held_length=lengths[held],
+        held_length=norms[held],
         basis=torch.where(lengths[subset] > _TINY, 1 / lengths[subset], 0)[:, None] * basis,
         coordinates=coordinates * size[:, None],
         inner=gram[own, own] * size[:, None] * size,
         slopes=gram[own, steep] * size[:, None] * lengths[steep],
         alignment=gram[own, steep],
         class_alignment=gram[classes, steep],
-        gradient_lengths=lengths[steep],
+        gradient_lengths=norms[steep],
         gradient_coordinates=of_gradients * lengths[steep][:, None],
     )
 
