@@ -13,10 +13,12 @@ from tests.cli.conftest import QUICK, Command, assert_mistake
 
 KEYS = [
     "dataset", "model", "attack", "defense", "n_clients", "n_malicious", "rounds", "seed", "test_accuracy",
-    "late_test_accuracy", "attack_success_rate", "attack_success_rate_all", "false_positive_rate",
-    "false_negative_rate",
-    "late_false_positive_rate", "late_false_negative_rate", "rounds_not_applied", "not_applied_reasons", "notes",
-    "updates_screened", "screened_reasons", "data", "seconds", "rounds_per_second", "run_dir",
+    "late_test_accuracy", "attack_success_rate", "attack_success_rate_all", "late_attack_success_rate",
+    "false_positive_rate", "false_negative_rate", "late_false_positive_rate", "late_false_negative_rate",
+    "rounds_not_applied", "not_applied_reasons", "updates_screened", "screened_reasons", "notes",
+    "rounds_decided", "malicious_client_rounds", "rounds_until_detection",
+    "benign_client_rounds_lost", "benign_share_lost", "worst_attack_success_rate", "worst_attack_success_round",
+    "largest_accuracy_fall", "largest_accuracy_fall_round", "data", "seconds", "rounds_per_second", "run_dir", "flags",
 ]  # fmt: skip
 
 

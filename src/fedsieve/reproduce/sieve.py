@@ -49,7 +49,8 @@ def _detection(scale: Scale) -> Plan:
             part = [replace(row, seeds=(0, 1, 2)) for row in part]
         found += part
     found += [] if scale == "smoke" else _many_malicious(scale)
-    said = f"{note(scale, 'one seed (three on HAR)')} {_GOALS_NOTE} {PRESET_CODE_NOTE} {DETECTORS_NOTE}"
+    said = note(scale, "one seed (three on HAR with 20 % malicious)")
+    said += f" {_GOALS_NOTE} {PRESET_CODE_NOTE} {DETECTORS_NOTE}"
     return Plan(tuple(found), _COLUMNS, seeds(scale), "sieve", note=said)
 
 

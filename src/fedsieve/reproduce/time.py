@@ -229,7 +229,8 @@ def _note(scale: Scale) -> str:
     goals = (
         "Goals are those of `sieve`: against the undefended mean of the same seed without attack, accuracy in the last "
         "tenth and in the worst round; success of a backdoor in the last tenth, counted from the mean's without attack "
-        "on the same samples, and at its worst. 20 % of the clients are malicious where no other share is said."
+        "on the same samples, and at its worst (the mean's own worst where that is higher). "
+        "20 % of the clients are malicious where no other share is said."
     )
     if scale == "paper":
         return f"Paper scale: three attacks at all times, 200 to 300 rounds, three seeds. {goals}"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsieve.detectors.sieve.margin import margin
+from fedsieve.detectors.sieve.margin import margin, margin_of, margins
 
 
 def drawn(k: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -15,18 +15,19 @@ def drawn(k: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
     return 3 * torch.randn(k, c, generator=g, dtype=torch.float64), y
 
 
-def margin_by_hand(logits: list[list[float]], y: list[int]) -> float:
+def margins_by_hand(logits: list[list[float]], y: list[int]) -> dict[int, float]:
+    """By class present."""
     classes, c = sorted(set(y)), len(logits[0])
     means = {a: [0.0] * c for a in classes}
     for a in classes:
         rows = [row for row, label in zip(logits, y, strict=True) if label == a]
         means[a] = [sum(row[b] for row in rows) / len(rows) for b in range(c)]
     overall = [sum(means[a][b] for a in classes) / len(classes) for b in range(c)]
-    total = 0.0
+    found = {}
     for a in classes:
         centred = [means[a][b] - overall[b] for b in range(c)]
-        total += centred[a] - sum(centred) / c
-    return -total / len(classes)
+        found[a] = centred[a] - sum(centred) / c
+    return found
 
 
 cases = given(k=st.integers(1, 12), c=st.integers(2, 5), seed=st.integers(0, 10**6))
@@ -36,7 +37,12 @@ cases = given(k=st.integers(1, 12), c=st.integers(2, 5), seed=st.integers(0, 10*
 @cases
 def test_against_loops(k: int, c: int, seed: int) -> None:
     logits, y = drawn(k, c, seed)
-    assert float(margin(logits, y)) == pytest.approx(margin_by_hand(logits.tolist(), y.tolist()), abs=1e-9)
+    expected = margins_by_hand(logits.tolist(), y.tolist())
+    found = margins(logits, y)
+    assert found.tolist() == pytest.approx([expected.get(a, 0.0) for a in range(c)], abs=1e-9)
+    assert float(margin(logits, y)) == pytest.approx(-sum(expected.values()) / len(expected), abs=1e-9)
+    for a in range(c):
+        assert float(margin_of(a)(logits, y)) == -float(found[a])
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
