@@ -26,7 +26,7 @@ from fedsieve.core.defense import Aggregate, Detection, Diagnosis, Root, ServerV
 from fedsieve.core.errors import MissingDataError, ParameterError
 from fedsieve.core.traits import Traits
 from fedsieve.detectors.sieve import history, influence
-from fedsieve.detectors.sieve.evidence import GROUPED, JOINT, Evidence, gather
+from fedsieve.detectors.sieve.evidence import GROUPED, JOINT, LENGTH, Evidence, gather
 from fedsieve.detectors.sieve.groups import separate_groups
 from fedsieve.detectors.sieve.margin import margin
 from fedsieve.detectors.sieve.measurements import Measurements, measure
@@ -34,7 +34,7 @@ from fedsieve.detectors.sieve.reference import ReferenceUpdates, train_reference
 
 MISFIT = "root data don't fit the clients"
 _FAR = 5.0  # residual norm in units of the references' own, beyond which no data of a client's own are
-_FAR_DEVIATIONS = 4.0  # and so many deviations of the clients above their median
+_FAR_DEVIATIONS = 6.0  # and so many deviations of the clients above their median
 _USUAL_DEVIATIONS = 4.0  # of the clients' joint evidence above their median, beyond which evidence accumulates
 _LEAST_USUAL = 3.5  # and never below this many of the references' deviations
 _HUGE = 1e100
@@ -51,6 +51,7 @@ class Judgement:
         references: Of the round.
         rejected: Who is rejected, [n].
         unusual: Who stands apart but is not rejected, [n].
+        doubt: How many deviations of the clients each one's joint evidence is above their median, [n].
         reasons: Why each client was rejected; "" for the others.
         rounds: In how many rounds each client's update said something, [n].
         state: For the next round.
@@ -61,6 +62,7 @@ class Judgement:
     references: ReferenceUpdates
     rejected: Bool[Tensor, " n"]
     unusual: Bool[Tensor, " n"]
+    doubt: Float64[Tensor, " n"]
     reasons: tuple[str, ...]
     rounds: Tensor
     state: Any
@@ -122,10 +124,10 @@ class Sieve:
         limited = influence.limit(m, e, found.unusual)
         held = m.held_length[: references.n_balanced]
         usual = float(held.mean()) if len(held) else 0.0
-        weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, usual)
+        weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt, usual)
         update = influence.combine(x, limited, weights, missing, m, gradient, references)
         notes = []
-        if references.complete and bool(weights.any()):
+        if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
             update = influence.harmless(update, root, params, view.generator)
             update, factor = influence.stepped(update, references, root, params)
             notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
@@ -158,34 +160,40 @@ class Sieve:
         shown = torch.isin(names, ids[heard])
         rows = torch.searchsorted(ids.sort().values, names[shown])
         order = ids.argsort()[rows]
-        for k, name in GROUPED.items():
+        for k, name in (GROUPED if e.trusted else {LENGTH: GROUPED[LENGTH]}).items():
+            # no reference of any class is longer than 0 in length, and none of the others is so far from what is usual
+            least = self.least_evidence / 2 if k == LENGTH else self.least_evidence
             here = torch.zeros_like(heard)
-            groups = [separate_groups(e.columns[left, k], self.least_evidence, self.minority)]
+            groups = [separate_groups(e.columns[left, k], least, self.minority)]
             if len(ids) < _FEW:
-                groups.append(separate_groups(recent[:, k], self.least_evidence, self.minority))
+                groups.append(separate_groups(recent[:, k], least, self.minority))
             for large, small in groups:
                 here[left] |= large[: int(left.sum())]
                 unusual[left] |= small[: int(left.sum())]
             tests[f"{name} of a group"] = here
-            large, small = separate_groups(average[:, k], self.least_evidence, self.minority)
+            large, small = separate_groups(average[:, k], least, self.minority)
             over = torch.zeros_like(heard)
             over[order] = large[shown]
             unusual[order] |= small[shown]
             tests[f"{name} of a group over rounds"] = over
         for test in tests.values():
             rejected = rejected | test
-        known = history.accumulate(known, ids, e.columns[:, JOINT] - _usual(e, rejected), heard)
+        middle, spread = _center(e, rejected)
+        usual = max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
+        known = history.accumulate(known, ids, e.columns[:, JOINT] - usual, heard)
         if e.trusted:
             accumulated = history.look_up(known, "accumulated", ids) > history.CONVICTED
             tests["evidence over rounds"] = accumulated & heard
             rejected = rejected | tests["evidence over rounds"]
         state = {"history": known, "calibration": dict(e.calibration), "recent": recent[:_WINDOW]}
+        lower = _lower_spread(e.columns[heard, JOINT]) if heard.any() else 0.0
         return Judgement(
             m,
             e,
             references,
             rejected,
             unusual & ~rejected,
+            (e.columns[:, JOINT] - middle) / max(1.0, lower),
             _reasons(tests),
             history.look_up(known, "rounds", ids),
             state,
@@ -214,14 +222,13 @@ def far(e: Evidence) -> Bool[Tensor, " n"]:
     return e.informative & (norm > limit)
 
 
-def _usual(e: Evidence, rejected: Bool[Tensor, " n"]) -> float:
-    """Joint evidence of this round above which evidence accumulates: more where the clients differ more."""
+def _center(e: Evidence, rejected: Bool[Tensor, " n"]) -> tuple[float, float]:
+    """Median and spread of the joint evidence of the clients that stay; the spread is at least the references'."""
     joint = e.columns[:, JOINT]
     rest = joint[e.informative & ~rejected]
     rest = rest if len(rest) >= 3 else joint
     middle, high = (float(torch.quantile(rest, share)) for share in (0.5, 0.85))
-    spread = max(1.0, _lower_spread(rest), (high - middle) / 1.04)
-    return max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
+    return middle, max(1.0, _lower_spread(rest), (high - middle) / 1.04)
 
 
 def _lower_spread(values: Float64[Tensor, " n"]) -> float:

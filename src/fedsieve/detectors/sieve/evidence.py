@@ -14,10 +14,10 @@ from torch import Tensor
 from fedsieve.detectors.sieve.measurements import Measurements
 
 NAMES = ("residual norm", "margin alignment", "loss alignment", "residual norm and margin alignment", "length")
-JOINT = 3  # column of the two together
+JOINT, LENGTH = 3, 4  # columns: of the two together, and the last
 # Columns in which groups of clients are looked for, and what they are called. Honest clients fall into groups by their
 # margin alignment alone where the model fits the data of some of them already.
-GROUPED = {0: "residual norm", 2: "loss alignment", 3: "residual norm and margin alignment", 4: "length"}
+GROUPED = {0: "residual norm", 2: "loss alignment", 3: "residual norm and margin alignment", LENGTH: "length"}
 _LARGEST = 12.0  # beyond this, evidence says no more
 _EMPTY = 0.01  # share of the references' length below which an update says nothing
 _LEAST_SPREAD, _LEAST_DEVIATION = 0.1, 0.05  # of logarithms of norms and of cosines: rounding and chance
@@ -90,10 +90,11 @@ def gather(
     calibration = now if old is None else {k: memory * old[k] + (1 - memory) * v for k, v in now.items()}
     spread = calibration["spread"].clamp(min=_LEAST_SPREAD)
     deviation = calibration["variance"].sqrt().clamp(min=_LEAST_DEVIATION)
-    alignment = ((m.alignment - calibration["mean"]) / deviation).clamp(-_LARGEST, _LARGEST) * complete
+    alignment = ((m.alignment - calibration["mean"]) / deviation).clamp(-_LARGEST, _LARGEST)
+    alignment[:, 1] *= complete
     heard, widened = informative.any(), 1.0
     if heard:
-        widened = max(1.0, float(torch.quantile((cut * residual)[informative], _FITTING)) / _FAR)
+        widened = max(1.0, float(torch.quantile(_fitting(m, informative, unit_of, longest), _FITTING)) / _FAR)
     norm = (cut * residual / widened).clamp(min=1e-3).log() / spread if calibrated else residual
     joint = norm.clamp(min=-1) + alignment[:, 0]
     if heard:
@@ -112,6 +113,21 @@ def gather(
         trusted=complete and widened < _MISFIT,
         calibration=calibration,
     )
+
+
+def _fitting(
+    m: Measurements, chosen: Bool[Tensor, " n"], unit_of: Callable[[Tensor], Tensor], longest: float | None
+) -> Float64[Tensor, " k"]:
+    """Residual norms as if updates shorter than the median one had its length, cut to the longest reference.
+
+    Who sends next to nothing must not say that the references fit.
+    """
+    length, explained, residual = (values[chosen] for values in (m.length, m.explained, m.residual))
+    if not longest:
+        return torch.zeros_like(length)
+    scale = (length.median() / length).clamp(min=1)
+    cut = (longest / (scale * explained).clamp(min=1e-300)).clamp(max=1)
+    return cut * scale * residual / unit_of(scale * explained)
 
 
 def _unit(m: Measurements, n_balanced: int) -> Callable[[Tensor], Tensor]:

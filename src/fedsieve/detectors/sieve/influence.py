@@ -23,6 +23,7 @@ _FULL = 0.25  # share of the references' mean length from which on an update has
 _PROVEN = 10  # rounds after which a client's weight is not lower for being new
 _ALIKE = 1.5  # times the usual number of similar updates, beyond which updates share their weight
 _USUAL = 0.25  # quantile of that number over the clients which is usual
+_DOUBTFUL, _HOPELESS = 2.0, 4.0  # deviations from which on a client loses weight, and has none
 _MOST_CLASSES = 20  # gradients of classes that the server computes in a round
 _LEAST_STEP = 1 / 8
 _TINY = 1e-300
@@ -72,13 +73,20 @@ def limit(m: Measurements, e: Evidence, unusual: Bool[Tensor, " n"]) -> Limited:
 
 
 def weigh(
-    m: Measurements, e: Evidence, counted: Bool[Tensor, " n"], limited: Limited, rounds: Int[Tensor, " n"], usual: float
+    m: Measurements,
+    e: Evidence,
+    counted: Bool[Tensor, " n"],
+    limited: Limited,
+    rounds: Int[Tensor, " n"],
+    doubt: Float64[Tensor, " n"],
+    usual: float,
 ) -> tuple[Float64[Tensor, " n"], float]:
     """Weights of the clients, each at most 1, and the weight that is missing.
 
     An update much shorter than the references has less weight, an empty one none. Clients whose residuals are similar
     beyond what is usual in the round share the weight of the usual number. A client that has not taken part as often as
-    half of the others, up to ten rounds, has less.
+    half of the others, up to ten rounds, has less. So has one whose evidence in this round is more than two deviations
+    above the clients' median, and none from four on.
 
     Args:
         m: Measurements of the round.
@@ -86,6 +94,7 @@ def weigh(
         counted: Whom to give a weight above 0, [n].
         limited: The limited updates.
         rounds: In how many rounds each client's update said something, [n].
+        doubt: Deviations of each client's joint evidence above the clients' median, [n].
         usual: Mean length of the balanced references; 0 without any.
 
     Returns:
@@ -102,6 +111,7 @@ def weigh(
     taken = rounds.double()
     proven = taken.median().clamp(max=_PROVEN)
     others = others * ((1 + taken) / (1 + proven)).clamp(max=1)
+    others = others * ((_HOPELESS - doubt) / (_HOPELESS - _DOUBTFUL)).clamp(0, 1)
     weights = size * others * e.informative
     return weights, float((1 - others * e.informative).sum())
 
