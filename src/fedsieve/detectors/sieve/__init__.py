@@ -32,12 +32,14 @@ from fedsieve.detectors.sieve.margin import margin
 from fedsieve.detectors.sieve.measurements import Measurements, measure
 from fedsieve.detectors.sieve.reference import ReferenceUpdates, train_references
 
+_FAR_OUTSIDE = "far outside the references"
 MISFIT = "root data don't fit the clients"
 _FAR = 5.0  # residual norm in units of the references' own, beyond which no data of a client's own are
 _FAR_DEVIATIONS = 6.0  # and so many deviations of the clients above their median
 _USUAL_DEVIATIONS = 4.0  # of the clients' joint evidence above their median, beyond which evidence accumulates
 _LEAST_USUAL = 3.5  # and never below this many of the references' deviations
 _HUGE = 1e100
+_COPIED = -6.0  # mean evidence of residual norm; honest clients' is above -5 even where each has one class
 _FEW, _WINDOW = 20, 100  # clients of a round; below the first, updates of the last rounds are grouped with them
 
 
@@ -152,17 +154,19 @@ class Sieve:
         e = gather(m, references.n_balanced, references.complete, old.get("calibration"), self.memory)
         heard = e.informative
         known = history.remember(old.get("history"), ids, e.columns, heard, self.memory, self.forget_after)
-        tests = {"far outside the references": far(e)}
-        left = heard & ~tests["far outside the references"]
+        tests = {_FAR_OUTSIDE: far(e)}
+        left = heard & ~tests[_FAR_OUTSIDE]
         recent = torch.cat([e.columns[left], old.get("recent", e.columns[:0])])[: max(_WINDOW, int(left.sum()))]
         rejected, unusual = torch.zeros_like(heard), torch.zeros_like(heard)
         names, average = history.means(known)
         shown = torch.isin(names, ids[heard])
         rows = torch.searchsorted(ids.sort().values, names[shown])
         order = ids.argsort()[rows]
-        for k, name in (GROUPED if e.trusted else {LENGTH: GROUPED[LENGTH]}).items():
+        for k, name in GROUPED.items():
+            if not e.trusted and (k not in (JOINT, LENGTH) or (k == JOINT and not references.complete)):
+                continue
             # no reference of any class is longer than 0 in length, and none of the others is so far from what is usual
-            least = self.least_evidence / 2 if k == LENGTH else self.least_evidence
+            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted else 2)
             here = torch.zeros_like(heard)
             groups = [separate_groups(e.columns[left, k], least, self.minority)]
             if len(ids) < _FEW:
@@ -171,6 +175,8 @@ class Sieve:
                 here[left] |= large[: int(left.sum())]
                 unusual[left] |= small[: int(left.sum())]
             tests[f"{name} of a group"] = here
+            if not e.trusted and k == JOINT:
+                continue
             large, small = separate_groups(average[:, k], least, self.minority)
             over = torch.zeros_like(heard)
             over[order] = large[shown]
@@ -178,6 +184,11 @@ class Sieve:
             tests[f"{name} of a group over rounds"] = over
         for test in tests.values():
             rejected = rejected | test
+        rest = heard & ~rejected
+        if 2 * int(rest.sum()) < int(heard.sum()) and not e.columns[rest, 0].mean() > _COPIED:
+            # most would go for a few that send what root data explain altogether, as no client's own data do
+            tests = {name: test & (name == _FAR_OUTSIDE) for name, test in tests.items()}
+            rejected, unusual = tests[_FAR_OUTSIDE], torch.zeros_like(heard)
         middle, spread = _center(e, rejected)
         usual = max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
         known = history.accumulate(known, ids, e.columns[:, JOINT] - usual, heard)

@@ -25,7 +25,7 @@ _FITTING = 0.1  # share of the clients that root data have to fit, whatever the 
 _FAR = 0.9  # residual norm of these clients, in the references' units, above which references don't fit them
 _RANGE = 1.64  # standard deviations: 5 % of the references' own residuals are longer
 _LONGEST_LOG = 1.5  # of a reference's residual norm; a part that saturates has none
-_MISFIT = 1.2  # widening from which on root data are said not to fit
+_MISFIT = 1.4  # widening from which on root data are said not to fit
 # The mean absolute value of a normal variable, times this, is its standard deviation.
 _FROM_MEAN = 1.25
 

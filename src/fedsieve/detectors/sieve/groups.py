@@ -9,6 +9,7 @@ from fedsieve.core.clustering import best_cut
 _LEAST_GROUP = 3
 _APART, _APART_FEW = 3.6, 40.0
 _MIDDLE = 1 / 3  # of the upper group's size: the most values in the middle third between the two means
+_LEAST_WITHIN = 0.5  # deviations within groups, at least: half of the references' own
 _OUTSIDE = 3.0  # standard deviations of the lower group above its mean, below which nobody is in the upper one
 
 
@@ -59,7 +60,8 @@ def _upper(values: Float64[Tensor, " n"], least: float) -> Bool[Tensor, " n"]:
     high, low = values[upper], values[~upper]
     if min(len(high), len(low)) < _LEAST_GROUP or high.mean() <= least:
         return none
-    within = (high.var(correction=0) + low.var(correction=0)) / 2
+    # copies of one update have no variance, which says nothing of how far honest ones lie apart
+    within = ((high.var(correction=0) + low.var(correction=0)) / 2).clamp(min=_LEAST_WITHIN**2)
     gap = high.mean() - low.mean()
     middle = (values > low.mean() + gap / 3) & (values < high.mean() - gap / 3)
     apart = gap.square() >= (_APART + _APART_FEW / len(values)) ** 2 * within
