@@ -30,7 +30,7 @@ class Practice:
 
 @dataclass(frozen=True)
 class Bowl:
-    """Clean data with half the squared distance to ``target`` as loss."""
+    """Four samples of two classes; the loss is half the squared distance to ``target``."""
 
     target: Tensor
 
@@ -45,14 +45,14 @@ class Bowl:
 
     @property
     def data(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)  # isinstance of a protocol reads properties
+        return torch.ones(4, 25), torch.arange(4) % 2
 
     @property
     def n_classes(self) -> int:
         return 2
 
     def train(self, datasets: Any, /) -> Tensor:
-        raise AssertionError("no attack trains on root data")
+        return torch.stack([(1 + k) * self.target.roll(k) for k in range(len(datasets))])
 
 
 def view(own: Any, others: Any = None, n_clients: int | None = None, seed: int = 0, **more: Any) -> AttackView:
@@ -69,6 +69,7 @@ def view(own: Any, others: Any = None, n_clients: int | None = None, seed: int =
         "members": torch.arange(len(own)),
         "train": Practice(own + params),
         "root": Bowl(own.mean(dim=0) + params),
+        "on_samples": lambda x, y: Bowl(-params),
     }
     return AttackView(malicious_updates=own, benign_updates=others, **{**usual, **more})
 

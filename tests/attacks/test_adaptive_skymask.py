@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsieve.attacks.adaptive_skymask import AdaptiveSkyMask, hidden_push, stand_ins
+from fedsieve.attacks.adaptive_skymask import AdaptiveSkyMask, hidden_push
+from fedsieve.attacks.stand_ins import stand_ins
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.attack import AttackView
 from fedsieve.core.defense import Aggregate

@@ -61,8 +61,15 @@ class TestAttackers:
                 assert view.known_updates is view.malicious_updates
             expected = torch.rand(3, generator=stream(0, "attack", k))
             torch.testing.assert_close(torch.rand(3, generator=view.generator), expected, rtol=0, atol=0)
+            assert view.on_samples is not None
+            same, own = view.on_samples(*view.root.data), view.root
+            for found, expected in zip(
+                same.gradient(view.global_params), own.gradient(view.global_params), strict=True
+            ):
+                torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            torch.testing.assert_close(same.update(), own.update(), rtol=0, atol=0)
         names = "round malicious_updates benign_updates n_clients global_params generator layout members train root"
-        more = {"simulate_defense", "memory", "benign_ids"}
+        more = {"simulate_defense", "memory", "benign_ids", "on_samples"}
         assert {f.name for f in dataclasses.fields(AttackView)} == {*names.split(), *more}
 
     def test_can_train_on_their_own_data_only(self, doubles: ModuleType) -> None:

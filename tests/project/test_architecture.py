@@ -41,7 +41,7 @@ SEPARATE = ("aggregators", "detectors", "preaggregators", "attacks")
 COMPOSED = {"aggregators.chain"} | {
     f"attacks.{name}" for name in ("mixture", "split_layers", "fresh_identity", "sleeper", "on_off", "jitter")
 }
-SHARED = {"attacks.triggers", "attacks.pauses", "attacks.noise"}
+SHARED = {f"attacks.{name}" for name in ("triggers", "pauses", "noise", "stand_ins", "hiding", "searching")}
 MOST_LINES = 300
 
 

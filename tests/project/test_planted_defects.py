@@ -59,6 +59,20 @@ DEFECTS = {
         (CONFORMANCE, "-k", "trimmed-mean"),
         "test_client_order_is_irrelevant[0--1000-trimmed-mean]",
     ),
+    "influence without a bound": Defect(
+        "detectors/sieve/influence.py",
+        "scale, inside = e.cut * kept, e.cut * (1 - kept)",
+        "scale, inside = kept, e.cut * (1 - kept)",
+        ("defenses/detectors/test_sieve_influence.py", "-k", "bound"),
+        "test_no_limited_update_is_longer_than_the_bound",
+    ),
+    "harmless rounds earn credit": Defect(
+        "detectors/sieve/history.py",
+        "clamp(_FALL, _RISE)).clamp(0, _MOST)",
+        "clamp(_FALL, _RISE)).clamp(-_MOST, _MOST)",
+        ("defenses/detectors/test_sieve_history.py",),
+        "test_no_run_of_harmless_rounds_earns_credit",
+    ),
     "misspelt parameters are swallowed": Defect(
         "config/registry.py",
         "        if parameter not in known:\n",

@@ -34,17 +34,17 @@ def test_is_listed(site: Path, tmp_path: Path) -> None:
     found = json.loads(fedsieve(site, tmp_path, "list", "--json"))
     attacks = {entry["name"]: entry for entry in found["attacks"]}
     defenses = {entry["name"]: entry for entry in found["defenses"]}
-    assert attacks["mimic"]["parameters"] == {"client": 0}
-    assert attacks["mimic"]["targets"] == ["updates"]
+    assert attacks["echo"]["parameters"] == {"client": 0}
+    assert attacks["echo"]["targets"] == ["updates"]
     assert defenses["centered-clipping"]["needs"] == ["state"]
     assert {"min-max", "scaling"} <= set(attacks)
     without = json.loads(fedsieve(tmp_path, tmp_path, "list", "--json"))
-    assert "mimic" not in {entry["name"] for entry in without["attacks"]}
+    assert "echo" not in {entry["name"] for entry in without["attacks"]}
 
 
 def test_runs_alone_and_in_a_chain(site: Path, tmp_path: Path) -> None:
-    settings = ("--attack", "mimic", "--clients", "8", "--malicious", "2", "--rounds", "3", "--json", "--quiet")
+    settings = ("--attack", "echo", "--clients", "8", "--malicious", "2", "--rounds", "3", "--json", "--quiet")
     for defense in ("centered-clipping", "norm-clipping,centered-clipping"):
         result = json.loads(fedsieve(site, tmp_path, "run", "--defense", defense, *settings))
-        assert (result["attack"], result["defense"], result["rounds"]) == ("mimic", defense, 3)
+        assert (result["attack"], result["defense"], result["rounds"]) == ("echo", defense, 3)
         assert 0 < result["test_accuracy"] <= 1

@@ -16,7 +16,6 @@ honest updates take the place of the benign ones in the simulation.
 Departs: nothing, since nothing is published.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -25,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsieve.attacks.stand_ins import stand_ins
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
@@ -52,22 +52,6 @@ def hidden_push(
     push: Tensor = torch.zeros_like(own).scatter(1, chosen.indices, chosen.values) * slope.sign()
     lengths: Tensor = push.norm(dim=1, keepdim=True)
     return push / lengths.clamp(min=torch.finfo(push.dtype).tiny)
-
-
-def stand_ins(own: Float[Tensor, "m d"], b: int, generator: torch.Generator) -> Float[Tensor, "b d"]:
-    """Random updates in place of unknown benign ones, with the mean and the covariance of the rows of ``own``.
-
-    Each is the mean plus a combination of the centred rows with independent weights from N(0, 1 / (m - 1)). One row has
-    no covariance; every coordinate then has the row's value as mean and its absolute value as standard deviation.
-
-    >>> stand_ins(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), 4, torch.Generator())[:, 1]
-    tensor([5., 5., 5., 5.])
-    """
-    m, d = own.shape
-    mean = own.mean(dim=0)
-    if m == 1:
-        return mean + torch.randn(b, d, generator=generator).to(own) * mean.abs()
-    return mean + torch.randn(b, m, generator=generator).to(own) @ (own - mean) / math.sqrt(m - 1)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Place:
 def is_backdoor(attack: Any) -> bool:
     """Whether an attack has a success of its own, beside the accuracy lost."""
     if isinstance(attack, str):
-        return attack in ("scaling", "norm-bounded-backdoor", "dba", "targeted-flip")
+        return attack in ("scaling", "norm-bounded-backdoor", "dba", "targeted-flip", "adaptive-sieve")
     return is_backdoor(attack["name"]) or is_backdoor(attack.get("attack", "none"))
 
 

@@ -29,7 +29,6 @@ def measured(n: int = 12, seed: int = 0, h: int = 8) -> Measurements:
     inside, outside = 3 + 0.3 * normal(h, seed=seed + 2), 4 + 0.5 * normal(h, seed=seed + 3)
     inside[BALANCED:] *= 1.5
     outside[BALANCED:] *= 1.4
-    none = normal(0, 0)
     return Measurements(
         length=(explained**2 + residual**2).sqrt(),
         explained=explained,
@@ -37,14 +36,14 @@ def measured(n: int = 12, seed: int = 0, h: int = 8) -> Measurements:
         held_explained=inside,
         held_residual=outside,
         held_length=(inside**2 + outside**2).sqrt(),
-        basis=none,
-        coordinates=none,
-        inner=none,
-        slopes=none,
+        basis=normal(2, 2),
+        coordinates=normal(n, 2),
+        inner=normal(n, n),
+        slopes=normal(n, 2),
         alignment=-0.3 + 0.1 * normal(n, 2, seed=seed + 4),
         class_alignment=-0.3 + 0.1 * normal(4, 2, seed=seed + 5),
-        gradient_lengths=none,
-        gradient_coordinates=none,
+        gradient_lengths=normal(2),
+        gradient_coordinates=normal(2, 2),
     )
 
 
@@ -88,7 +87,14 @@ def by_hand(m: Measurements, complete: bool, old: Mapping[str, Tensor] | None) -
     cuts = [min(longest / e, 1) if e else 1 for e in m.explained.tolist()]
     rest = [r / unit(e) for r, e in zip(m.residual.tolist(), m.explained.tolist(), strict=True)]
     cut_rest = [c * r for c, r in zip(cuts, rest, strict=True)]
-    widened = max(1, quantile([v for v, said in zip(cut_rest, heard, strict=True) if said], 0.1) / 0.9)
+    # those shorter than the median count as if they had its length
+    median = sorted(v for v, said in zip(lengths, heard, strict=True) if said)[(sum(heard) - 1) // 2]
+    fitting = []
+    for r, e, length, said in zip(m.residual.tolist(), m.explained.tolist(), lengths, heard, strict=True):
+        if said:
+            longer = max(median / length, 1)
+            fitting.append(longer * r * min(1, longest / (longer * e)) / unit(longer * e))
+    widened = max(1, quantile(fitting, 0.1) / 0.9)
     norm = [math.log(max(v / widened, 1e-3)) / spread for v in cut_rest]
     alignments: list[list[float]] = []
     for k in range(2):
@@ -96,7 +102,8 @@ def by_hand(m: Measurements, complete: bool, old: Mapping[str, Tensor] | None) -
         mean = averaged("mean", k, fmean(column))
         deviation = max(math.sqrt(averaged("variance", k, pvariance(column))), 0.05)
         of_clients = [(v - mean) / deviation for v in m.alignment[:, k].tolist()]
-        alignments.append([min(max(v, -12), 12) * complete for v in of_clients])
+        # without all classes, what the cross-entropy says of a class that is missing is wrong
+        alignments.append([min(max(v, -12), 12) * (complete or k == 0) for v in of_clients])
     joint = [max(v, -1) + a for v, a in zip(norm, alignments[0], strict=True)]
     usual_joint = max(quantile([v for v, said in zip(joint, heard, strict=True) if said], 0.1), 0)
     found = {
@@ -129,7 +136,7 @@ def test_against_loops(seed: int, n: int, h: int, complete: bool, later: bool, f
     m, some = measured(n, seed, h), torch.arange(n) % 3 == 0
     parts = ("length", "explained", "residual")
     m = replace(m, **{name: torch.where(some, factor * getattr(m, name), getattr(m, name)) for name in parts})
-    if not (m.length > 0).any():
+    if not (m.length > 0.01 * m.held_length[:BALANCED].mean()).any():  # nobody says anything
         return
     old = gathered(measured(seed=seed + 9)).calibration if later else None
     found, expected = gathered(m, complete, old), by_hand(m, complete, old)
@@ -143,7 +150,7 @@ def test_against_loops(seed: int, n: int, h: int, complete: bool, later: bool, f
     for name in ("limit", "longest_unit", "widened"):
         assert getattr(found, name) == pytest.approx(expected[name][0]), name
     assert found.longest == float(m.held_explained.max())
-    assert found.trusted == (complete and expected["widened"][0] < 1.2)
+    assert found.trusted == (complete and expected["widened"][0] < 1.4)
 
 
 def test_clients_like_the_references() -> None:
@@ -156,7 +163,7 @@ def test_clients_like_the_references() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strange", "factor", "widened"), [(1.0, 3.0, True), (0.92, 3.0, True), (0.85, 3.0, False), (0.0, 1.0, False)]
+    ("strange", "factor", "widened"), [(1.0, 3.0, True), (0.92, 3.0, True), (0.7, 3.0, False), (0.0, 1.0, False)]
 )
 def test_limits_widen_where_references_fit_no_client(strange: float, factor: float, widened: bool) -> None:
     """By the tenth of the clients that the references fit best, so that it takes nine tenths to widen them."""
@@ -164,27 +171,35 @@ def test_limits_widen_where_references_fit_no_client(strange: float, factor: flo
     residual = m.residual * torch.where(torch.arange(100) < 100 * strange, factor, 1.0)
     m = replace(m, residual=residual, length=(m.explained**2 + residual**2).sqrt())
     found, plain = gathered(m), gathered(measured(100))
-    assert (found.widened > 1.2) == widened
+    assert (found.widened > 1.4) == widened
     assert found.trusted == (not widened)
     if widened:
         assert found.widened == pytest.approx(factor, rel=0.2)
         assert found.longest_unit == pytest.approx(found.widened * plain.longest_unit)
         assert found.columns[:, 0].abs().median() < 2  # nobody is strange among the strange
     else:
-        assert found.widened == 1
-        assert found.columns[: int(100 * strange), 0].tolist() == [12.0] * int(100 * strange) or not strange
+        assert (found.columns[: int(100 * strange), 0] > 6).all()
 
 
 def test_empty_updates_do_not_widen_or_narrow_anything() -> None:
-    m = measured(30)
-    plain = gathered(m)
-    none = {
-        name: torch.cat([getattr(m, name), torch.zeros(270, dtype=F64)]) for name in ("length", "explained", "residual")
-    }
-    found = gathered(replace(m, **none, alignment=torch.cat([m.alignment, torch.zeros(270, 2, dtype=F64)])))
+    m, names = measured(300), ("length", "explained", "residual", "alignment")
+    m = replace(m, **{name: torch.cat([getattr(m, name)[:30], 0 * getattr(m, name)[30:]]) for name in names})
+    alone = replace(measured(30), **{name: getattr(m, name)[:30] for name in names})
+    found, plain = gathered(m), gathered(alone)
     assert found.informative.tolist() == [True] * 30 + [False] * 270
     torch.testing.assert_close(found.columns[:30], plain.columns)
     assert (found.widened, found.limit, found.trusted) == (plain.widened, plain.limit, plain.trusted)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_who_sends_next_to_nothing_does_not_say_that_references_fit(share: float) -> None:
+    m, few = measured(30), torch.arange(30) < 6
+    strange = replace(m, residual=3 * m.residual, length=(m.explained**2 + 9 * m.residual**2).sqrt())
+    names = ("length", "explained", "residual")
+    shrunken = {k: torch.where(few, share, 1.0) * getattr(strange, k) for k in names}
+    found = gathered(replace(strange, **shrunken))
+    assert not found.trusted
+    assert found.widened == pytest.approx(gathered(strange).widened, rel=0.1)
 
 
 def test_an_update_says_something_from_a_hundredth_of_the_references_length_on() -> None:
@@ -194,10 +209,11 @@ def test_an_update_says_something_from_a_hundredth_of_the_references_length_on()
     assert gathered(m).informative.tolist() == [False, False, True]
 
 
-def test_without_all_classes_alignments_say_nothing() -> None:
+def test_without_all_classes_the_loss_says_nothing() -> None:
     found = gathered(measured(), complete=False)
-    assert not found.columns[:, 1:3].any()
-    assert found.columns[:, 0].any()
+    assert not found.columns[:, NAMES.index("loss alignment")].any()
+    for name in ("residual norm", "margin alignment"):
+        assert found.columns[:, NAMES.index(name)].any()
     assert not found.trusted
 
 

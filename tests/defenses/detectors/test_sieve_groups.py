@@ -32,7 +32,7 @@ def by_hand(values: list[float], least: float, minority: float) -> tuple[list[bo
         k = min(cuts, key=lambda k: squares(ranked[:k]) + squares(ranked[k:]))
         low, high = ranked[:k], ranked[k:]
         gap = fmean(high) - fmean(low)
-        within = math.sqrt((pvariance(high) + pvariance(low)) / 2)
+        within = max(0.5, math.sqrt((pvariance(high) + pvariance(low)) / 2))
         between = [v for v in ranked if fmean(low) + gap / 3 < v < fmean(high) - gap / 3]
         if min(len(low), len(high)) < 3 or fmean(high) <= least or gap < (3.6 + 40 / len(ranked)) * within:
             break
@@ -48,6 +48,13 @@ def by_hand(values: list[float], least: float, minority: float) -> tuple[list[bo
 def found(values: list[float], least: float = 2.0, minority: float = 0.15) -> tuple[list[bool], list[bool]]:
     large, small = separate_groups(torch.tensor(values, dtype=F64), least, minority)
     return large.tolist(), small.tolist()
+
+
+def test_copies_of_one_value_have_no_variance_to_count_with() -> None:
+    others = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], dtype=torch.float64)
+    close, far = (torch.cat([others, torch.full((4,), v, dtype=torch.float64)]) for v in (3.0, 6.0))
+    assert not separate_groups(close, 2.0, 0.15)[0].any()  # 2.5 apart, below (3.6 + 40 / 10) times 0.5
+    assert separate_groups(far, 2.0, 0.15)[0].tolist() == [False] * 6 + [True] * 4
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -1,4 +1,4 @@
-"""Reference updates: the datasets they are trained on, folds and halves, awkward root data, and models with BatchNorm."""
+"""Reference updates: what they are trained on, folds and halves, awkward root data, and models with BatchNorm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

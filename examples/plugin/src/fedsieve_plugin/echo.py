@@ -1,4 +1,4 @@
-"""Mimic: all malicious clients send the update of one benign client, so that it is over-represented.
+"""Echo: all malicious clients send the update of one benign client, so that it is over-represented.
 
 Karimireddy, He, Jaggi. Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing. ICLR 2022.
 
@@ -16,7 +16,7 @@ from fedsieve import AttackView, Traits
 
 
 @dataclass(frozen=True)
-class Mimic:
+class Echo:
     """Sends a benign client's update; with partial knowledge, a malicious client's honest one.
 
     Attributes:
