@@ -20,7 +20,6 @@ from fedsieve.attacks.noise import parameter_coordinates, with_noise
 from fedsieve.core.attack import (
     Attack,
     AttackView,
-    Backdoor,
     Crafted,
     PoisonView,
     Task,
@@ -28,6 +27,7 @@ from fedsieve.core.attack import (
     craft,
     identity,
     poison,
+    triggered,
 )
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
@@ -69,4 +69,4 @@ class Jitter:
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """See :class:`fedsieve.core.attack.Backdoor`; samples of the inner attack."""
-        return self.attack.triggered(x, y, task) if isinstance(self.attack, Backdoor) else None
+        return triggered(self.attack, x, y, task)

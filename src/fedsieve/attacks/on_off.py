@@ -22,7 +22,6 @@ from fedsieve.attacks.scaling import Scaling
 from fedsieve.core.attack import (
     Attack,
     AttackView,
-    Backdoor,
     Crafted,
     PoisonView,
     Task,
@@ -30,6 +29,7 @@ from fedsieve.core.attack import (
     craft,
     identity,
     poison,
+    triggered,
 )
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.traits import Traits
@@ -78,4 +78,4 @@ class OnOff:
 
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """See :class:`fedsieve.core.attack.Backdoor`; samples of the inner attack."""
-        return self.attack.triggered(x, y, task) if isinstance(self.attack, Backdoor) else None
+        return triggered(self.attack, x, y, task)

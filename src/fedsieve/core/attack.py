@@ -281,3 +281,8 @@ class Backdoor(Protocol):
     def triggered(self, x: Tensor, y: Int[Tensor, " k"], task: Task, /) -> Triggered | None:
         """Samples to measure success on, made from the test data or brought along; None without a backdoor."""
         ...
+
+
+def triggered(attack: Attack, x: Tensor, y: Int[Tensor, " k"], task: Task) -> Triggered | None:
+    """Samples on which the success of ``attack`` is measured; None unless it is a backdoor."""
+    return attack.triggered(x, y, task) if isinstance(attack, Backdoor) else None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsieve.config import registry
 from fedsieve.config.experiment import Experiment
-from fedsieve.core.attack import Attack, Backdoor, PoisonView, Task, Triggered, poison
+from fedsieve.core.attack import Attack, PoisonView, Task, Triggered, poison, triggered
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.escaping import printable
 from fedsieve.core.seeding import stream
@@ -78,9 +78,9 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
         x, y = poison(attack, data.x_train[rows], data.y_train[rows], view, e.attack.name)
         clients[client] = ClientData(x.to(device), y.to(device))
     root = ClientData(*(t.to(device) for t in with_defects(e, data, root_rows)))
-    triggered = attack.triggered(data.x_test, data.y_test, task) if isinstance(attack, Backdoor) else None
-    if triggered is not None:
-        triggered = Triggered(*(t.to(device) for t in (triggered.x, triggered.wanted, triggered.already)))
+    shown = triggered(attack, data.x_test, data.y_test, task)
+    if shown is not None:
+        shown = Triggered(*(t.to(device) for t in (shown.x, shown.wanted, shown.already)))
     return Holdings(
         clients=clients,
         malicious=malicious,
@@ -91,8 +91,8 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
             list(clean.values()), root, len(root_rows) or DEFAULT_SIZE, stream(e.seed, "attacker root")
         ),
         test=ClientData(data.x_test.to(device), data.y_test.to(device)),
-        triggered=triggered,
-        reading=_reading(e, data, len(root_rows), len(torch.unique(torch.cat(parts))), odd, triggered),
+        triggered=shown,
+        reading=_reading(e, data, len(root_rows), len(torch.unique(torch.cat(parts))), odd, shown),
     )
 
 

@@ -51,6 +51,7 @@ class Judgement:
         measurements: Of the updates.
         evidence: Against each client.
         references: Of the round.
+        gradient: Of the margin loss at the global model, [p].
         rejected: Who is rejected, [n].
         unusual: Who stands apart but is not rejected, [n].
         doubt: How many deviations of the clients each one's joint evidence is above their median, [n].
@@ -62,6 +63,7 @@ class Judgement:
     measurements: Measurements
     evidence: Evidence
     references: ReferenceUpdates
+    gradient: Float[Tensor, " p"]
     rejected: Bool[Tensor, " n"]
     unusual: Bool[Tensor, " n"]
     doubt: Float64[Tensor, " n"]
@@ -122,12 +124,11 @@ class Sieve:
         found = self._judge(updates, view)
         m, e, references, x = found.measurements, found.evidence, found.references, _parameters(updates)
         root, params = _root(view), view.global_params
-        gradient = root.gradient(params, margin)[1][: x.shape[1]]
         limited = influence.limit(m, e, found.unusual)
         held = m.held_length[: references.n_balanced]
         usual = float(held.mean()) if len(held) else 0.0
         weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt, usual)
-        update = influence.combine(x, limited, weights, missing, m, gradient, references)
+        update = influence.combine(x, limited, weights, missing, m, found.gradient, references)
         notes = []
         if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
             update = influence.harmless(update, root, params, view.generator)
@@ -149,8 +150,9 @@ class Sieve:
         x, ids, root = _parameters(updates), updates.client_ids, _root(view)
         old = view.state or {}
         gradients = torch.stack([root.gradient(view.global_params, loss)[1] for loss in (margin, "cross-entropy")])
+        gradients = gradients[:, : x.shape[1]]
         references = train_references(root, updates.layout, view.generator)
-        m = measure(x, gradients[:, : x.shape[1]], references)
+        m = measure(x, gradients, references)
         e = gather(m, references.n_balanced, references.complete, old.get("calibration"), self.memory)
         heard = e.informative
         known = history.remember(old.get("history"), ids, e.columns, heard, self.memory, self.forget_after)
@@ -202,6 +204,7 @@ class Sieve:
             m,
             e,
             references,
+            gradients[0],
             rejected,
             unusual & ~rejected,
             (e.columns[:, JOINT] - middle) / max(1.0, lower),
