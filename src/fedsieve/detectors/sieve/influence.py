@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from fedsieve.core.defense import Root
 from fedsieve.core.linalg import row_norms
 from fedsieve.detectors.sieve.evidence import Evidence
-from fedsieve.detectors.sieve.margin import margin_of
+from fedsieve.detectors.sieve.margin import cross_entropy_of, margin_of
 from fedsieve.detectors.sieve.measurements import Measurements
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
@@ -153,9 +153,11 @@ def combine(
 def harmless(
     update: Float64[Tensor, " p"], root: Root, params: Float[Tensor, " d"], generator: torch.Generator
 ) -> Float64[Tensor, " p"]:
-    """The nearest update that lowers no class's margin on the root data to first order.
+    """The nearest update that to first order lowers no class's margin and raises no class's cross-entropy on root data.
 
-    The projection onto the intersection of half-spaces, one for each class: a small non-negative least-squares problem.
+    Margins are centred over the classes, so that a pull of all inputs to one class leaves them as they are; it raises
+    the cross-entropy of every other class. The projection onto the intersection of half-spaces, two for each class, is
+    a small non-negative least-squares problem.
 
     Args:
         update: The aggregate.
@@ -167,8 +169,8 @@ def harmless(
     if len(classes) > _MOST_CLASSES:
         chosen = torch.randperm(len(classes), generator=generator)[:_MOST_CLASSES]
         classes = classes[chosen.to(classes.device)]
-    slopes = torch.stack([root.gradient(params, margin_of(c))[1] for c in classes.tolist()])
-    slopes = slopes[:, : len(update)].double()
+    losses = [loss for c in classes.tolist() for loss in (margin_of(c), cross_entropy_of(c))]
+    slopes = torch.stack([root.gradient(params, loss)[1][: len(update)] for loss in losses]).double()
     # of length 1, like the update: small numbers would be within the solver's tolerance
     slopes = slopes / row_norms(slopes).clamp(min=_TINY)[:, None]
     size = row_norms(update[None])[0]

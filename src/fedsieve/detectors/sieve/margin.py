@@ -1,11 +1,11 @@
-"""The loss whose gradient updates are compared with: minus the mean margin, which is linear in the logits."""
+"""The losses whose gradients updates are compared with; first of all minus the mean margin, linear in the logits."""
 
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 
 def margins(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, " c"]:
@@ -45,5 +45,14 @@ def margin_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
 
     def loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
         return -margins(logits, y)[c]
+
+    return loss
+
+
+def cross_entropy_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The cross-entropy of the samples of one class."""
+
+    def loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+        return cross_entropy(logits[y == c], y[y == c])
 
     return loss
