@@ -1,7 +1,6 @@
-"""Bounded influence: no update counts for more than its bound, copies share weight, and what follows the mean."""
+"""Bounded influence: no update counts for more than its bound, and copies share weight."""
 
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsieve.core.defense import Loss, LossName
 from fedsieve.detectors.sieve import influence
 from fedsieve.detectors.sieve.evidence import Evidence, gather
 from fedsieve.detectors.sieve.influence import Limited
@@ -287,150 +285,3 @@ class TestCombine:
         torch.testing.assert_close(
             2 * update - found.vectors[0], found.limited.bound * found.w.root / found.w.root.norm()
         )
-
-
-@dataclass(frozen=True)
-class Straight:
-    """Root data on which each class's margin falls along one row; other losses are a paraboloid.
-
-    The model is its output bias: one logit for each class, the same for every sample.
-    """
-
-    rows: Tensor
-    optimum: Tensor
-
-    @property
-    def data(self) -> tuple[Tensor, Tensor]:
-        classes = torch.arange(len(self.rows))
-        return classes[:, None].double(), classes
-
-    @property
-    def n_classes(self) -> int:
-        return len(self.rows)
-
-    def loss(self, flat: Tensor, /) -> Tensor:
-        return 0.5 * (flat - self.optimum).square().sum()
-
-    def gradient(self, flat: Tensor, loss: LossName | Loss = "cross-entropy", /) -> tuple[Tensor, Tensor]:
-        if loss is influence.balanced_loss:
-            return self.loss(flat), flat - self.optimum
-        # which class's loss it is shows in the logits of the identity, where its gradient is largest
-        logits = torch.eye(len(self.rows), dtype=F64).requires_grad_()
-        assert not isinstance(loss, str)
-        (gradient,) = torch.autograd.grad(loss(logits, self.data[1]), logits)
-        return self.loss(flat), self.rows[int(gradient.diagonal().argmin())]
-
-    def update(self) -> Tensor:
-        raise AssertionError
-
-    def train(self, datasets: Any, /) -> Tensor:
-        raise AssertionError
-
-
-def harmless(update: Tensor, rows: Tensor, seed: int = 0) -> Tensor:
-    root = Straight(rows, torch.zeros_like(update))
-    return influence.harmless(update, root, torch.zeros_like(update), torch.Generator().manual_seed(seed))
-
-
-def nearest(update: Tensor, rows: Tensor) -> Tensor:
-    """Of the projections onto all intersections of the planes, the nearest that is on the right side of every plane."""
-    best, distance = torch.zeros_like(update), float(update.norm())
-    for k in range(len(rows) + 1):
-        for chosen in combinations(range(len(rows)), k):
-            planes = rows[list(chosen)]
-            found = update - (torch.linalg.pinv(planes) @ (planes @ update) if k else 0)
-            apart = float((found - update).norm())
-            if (rows @ found <= 1e-9 * rows.norm(dim=1) * update.norm()).all() and apart < distance:
-                best, distance = found, apart
-    return best
-
-
-class TestHarmless:
-    @settings(max_examples=60, deadline=None, derandomize=True)
-    @given(
-        classes=st.integers(3, 6),  # the margins of two are the same
-        seed=st.integers(0, 10**6),
-        size=st.sampled_from([1e-30, 1e-12, 1.0, 1e6]),
-        steep=st.sampled_from([1e-30, 1e-9, 1.0, 1e6]),
-    )
-    def test_against_brute_force(self, classes: int, seed: int, size: float, steep: float) -> None:
-        rows, update = steep * normal(classes, 8, seed=seed), size * normal(8, seed=seed + 1)
-        found = harmless(update, rows)
-        torch.testing.assert_close(found / size, nearest(update, rows) / size, rtol=1e-4, atol=1e-4)
-        assert (rows @ found <= 1e-5 * rows.norm(dim=1) * size).all()
-        assert found.norm() <= update.norm() * (1 + 1e-9)  # so that bounds still hold
-
-    def test_unchanged_where_nothing_rises(self) -> None:
-        rows = normal(4, 8)
-        update = torch.linalg.lstsq(rows, -torch.ones(4, 1, dtype=F64)).solution[:, 0]
-        assert torch.equal(harmless(update, rows), update)
-        assert torch.equal(harmless(0 * update, rows), 0 * update)
-        assert torch.equal(harmless(update, 0 * rows), update)
-
-    @pytest.mark.parametrize("seed", range(20))
-    def test_planes_that_are_nearly_the_same_or_opposite(self, seed: int) -> None:
-        one = normal(1, 30, seed=seed)
-        rows = torch.cat([one.expand(6, -1), -one, one + 1e-7 * normal(6, 30, seed=seed + 1), 0 * one, normal(3, 30)])
-        update = normal(30, seed=seed + 2)
-        found = harmless(update, rows)
-        assert found.norm() <= update.norm() * (1 + 1e-9)
-        assert (rows @ found <= 1e-4 * rows.norm(dim=1) * update.norm()).all()
-
-    def test_projecting_brings_updates_closer(self) -> None:
-        # so that what clients can move the mean by holds for the step as well
-        rows = normal(4, 8)
-        for seed in range(30):
-            one, other = normal(8, seed=seed), normal(8, seed=seed + 100)
-            assert (harmless(one, rows) - harmless(other, rows)).norm() <= (one - other).norm() * (1 + 1e-6)
-
-    def test_twenty_of_many_classes_are_drawn(self) -> None:
-        update = -torch.ones(40, dtype=F64)
-        rows = -torch.eye(40, dtype=F64)
-        found = [(harmless(update, rows, seed) == 0).nonzero().squeeze(1).tolist() for seed in (101, 101, 102)]
-        assert [len(classes) for classes in found] == [20, 20, 20]
-        assert found[0] == found[1] != found[2]
-
-
-class TestStepped:
-    def stepped(self, update: list[float], held: list[list[float]], optimum: list[float]) -> tuple[list[float], float]:
-        root = Straight(torch.eye(2, dtype=F64), torch.tensor(optimum, dtype=F64))
-        held_out = torch.tensor(held, dtype=F64).view(-1, 2)
-        others = torch.ones(len(held), 12, dtype=torch.bool)
-        w = replace(references_of(d=2), held_out=held_out, others=others, n_balanced=len(held))
-        params = torch.zeros(2, dtype=F64)
-        found, factor = influence.stepped(torch.tensor(update, dtype=F64), w, root, params)
-        assert not params.any()
-        return found.tolist(), factor
-
-    @pytest.mark.parametrize(
-        ("update", "factor"),
-        [
-            ([2.0, 0.0], 1),
-            ([2.1, 0.0], 1 / 2),
-            ([3.9, 0.0], 1 / 2),
-            ([7.9, 0.0], 1 / 4),
-            ([1e9, 0.0], 1 / 8),
-            ([-1.0, 0.0], 1 / 8),
-        ],
-    )
-    def test_is_halved_until_the_loss_does_not_rise(self, update: list[float], factor: float) -> None:
-        # at 0 the loss is half of 1, the squared distance to the optimum
-        assert self.stepped(update, [], [1.0, 0.0]) == ([v * factor for v in update], factor)
-
-    def test_may_rise_as_much_as_after_the_servers_own_updates_on_average(self) -> None:
-        # their losses: 9 / 2 and 1 / 2; mean 5 / 2, which is the loss at distance sqrt(5)
-        held = [[4.0, 0.0], [0.0, 0.0]]
-        assert self.stepped([1 + 5**0.5 - 0.01, 0.0], held, [1.0, 0.0])[1] == 1
-        assert self.stepped([1 + 5**0.5 + 0.01, 0.0], held, [1.0, 0.0])[1] == 1 / 2
-        # updates that lower the loss don't forbid a step that doesn't
-        assert self.stepped([2.0, 0.0], [[1.0, 0.0]], [1.0, 0.0])[1] == 1
-
-    def test_a_loss_that_is_no_number(self) -> None:
-        assert self.stepped([torch.inf, 0.0], [], [1.0, 0.0])[1] == 1 / 8
-
-
-def test_balanced_loss() -> None:
-    logits, y = normal(7, 3), torch.tensor([0, 0, 0, 0, 2, 2, 0])
-    each = [-float(row.log_softmax(0)[c]) for row, c in zip(logits, y.tolist(), strict=True)]
-    expected = (sum(each[k] for k in (0, 1, 2, 3, 6)) / 5 + (each[4] + each[5]) / 2) / 2
-    assert float(influence.balanced_loss(logits, y)) == pytest.approx(expected)

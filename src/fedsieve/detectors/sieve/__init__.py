@@ -28,6 +28,7 @@ from fedsieve.core.traits import Traits
 from fedsieve.detectors.sieve import history, influence
 from fedsieve.detectors.sieve.evidence import GROUPED, JOINT, LENGTH, Evidence, gather
 from fedsieve.detectors.sieve.groups import separate_groups
+from fedsieve.detectors.sieve.guidance import guide
 from fedsieve.detectors.sieve.margin import margin
 from fedsieve.detectors.sieve.measurements import Measurements, measure
 from fedsieve.detectors.sieve.reference import ReferenceUpdates, train_references
@@ -131,8 +132,7 @@ class Sieve:
         update = influence.combine(x, limited, weights, missing, m, found.gradient, references)
         notes = []
         if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
-            update = influence.harmless(update, root, params, view.generator)
-            update, factor = influence.stepped(update, references, root, params)
+            update, factor = guide(update, references, root, params, view.generator)
             notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")

@@ -1,4 +1,4 @@
-"""Bounded influence: how much of each accepted update counts, and what the server does with the sum.
+"""Bounded influence: how much of each accepted update counts.
 
 Nothing here rejects anybody. It limits what a client that was not rejected can do in one round.
 """
@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from scipy.optimize import nnls
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from fedsieve.core.defense import Root
-from fedsieve.core.linalg import row_norms
 from fedsieve.detectors.sieve.evidence import Evidence
-from fedsieve.detectors.sieve.margin import cross_entropy_of, margin_of
 from fedsieve.detectors.sieve.measurements import Measurements
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
@@ -24,9 +19,6 @@ _PROVEN = 10  # rounds after which a client's weight is not lower for being new
 _ALIKE = 1.5  # times the usual number of similar updates, beyond which updates share their weight
 _USUAL = 0.25  # quantile of that number over the clients which is usual
 _DOUBTFUL, _HOPELESS = 2.0, 4.0  # deviations from which on a client loses weight, and has none
-_MOST_CLASSES = 20  # gradients of classes that the server computes in a round
-_LEAST_STEP = 1 / 8
-_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -147,79 +139,4 @@ def combine(
     root = references.root.double()
     root = root * min(1.0, limited.bound / max(float(root.norm()), 1e-300))
     mean: Tensor = (update + stand_in * root) / max(total + stand_in, 1e-300)
-    return mean
-
-
-def harmless(
-    update: Float64[Tensor, " p"], root: Root, params: Float[Tensor, " d"], generator: torch.Generator
-) -> Float64[Tensor, " p"]:
-    """The nearest update that to first order lowers no class's margin and raises no class's cross-entropy on root data.
-
-    Margins are centred over the classes, so that a pull of all inputs to one class leaves them as they are; it raises
-    the cross-entropy of every other class. The projection onto the intersection of half-spaces, two for each class, is
-    a small non-negative least-squares problem.
-
-    Args:
-        update: The aggregate.
-        root: Root data with every class.
-        params: The global model, [d].
-        generator: Draws twenty classes if there are more.
-    """
-    classes = torch.unique(root.data[1])
-    if len(classes) > _MOST_CLASSES:
-        chosen = torch.randperm(len(classes), generator=generator)[:_MOST_CLASSES]
-        classes = classes[chosen.to(classes.device)]
-    losses = [loss for c in classes.tolist() for loss in (margin_of(c), cross_entropy_of(c))]
-    slopes = torch.stack([root.gradient(params, loss)[1][: len(update)] for loss in losses]).double()
-    # of length 1, like the update: small numbers would be within the solver's tolerance
-    slopes = slopes / row_norms(slopes).clamp(min=_TINY)[:, None]
-    size = row_norms(update[None])[0]
-    rising = slopes @ (update / size.clamp(min=_TINY))
-    if not (rising > 0).any():
-        return update
-    gram = (slopes @ slopes.T).cpu().numpy()
-    values, vectors = np.linalg.eigh(gram)
-    # |update - slopes^T l|² in terms of l >= 0, up to a constant: |R l - R^-T rising|² with R^T R the Gram matrix
-    factor = (vectors * np.sqrt(np.maximum(values, 1e-9 * values[-1]))).T
-    weights, _ = nnls(factor, np.linalg.lstsq(factor.T, rising.cpu().numpy(), rcond=None)[0])
-    result: Tensor = update - size * (torch.from_numpy(weights).to(update) @ slopes)
-    return result
-
-
-def stepped(
-    update: Float64[Tensor, " p"], references: ReferenceUpdates, root: Root, params: Float[Tensor, " d"]
-) -> tuple[Float64[Tensor, " p"], float]:
-    """The update, halved until it raises the root loss no more than the server's own held-out updates do on average.
-
-    The loss is a cross-entropy in which all classes have the same weight. It is halved at most three times: root data
-    are few, and must not stop the training.
-
-    Args:
-        update: The aggregate.
-        references: Reference updates of the round.
-        root: Root data with every class.
-        params: The global model, [d].
-
-    Returns:
-        The update and the factor, 1 to 1/8.
-    """
-
-    def loss(step: Tensor) -> float:
-        moved = params.clone()
-        moved[: len(step)] += step.to(params)
-        return float(root.gradient(moved, balanced_loss)[0])
-
-    own = [loss(held) for held in references.held_out[: references.n_balanced]]
-    limit = max([loss(torch.zeros_like(update)), *([sum(own) / len(own)] if own else [])])
-    factor = 1.0
-    while factor > _LEAST_STEP and not loss(update * factor) <= limit:
-        factor /= 2
-    return update * factor, factor
-
-
-def balanced_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
-    """Cross-entropy in which every class present has the same weight."""
-    each = cross_entropy(logits, y, reduction="none")
-    counts = torch.bincount(y, minlength=logits.shape[1])[y]
-    mean: Tensor = (each / counts).sum() / len(torch.unique(y))
     return mean

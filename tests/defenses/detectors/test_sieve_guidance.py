@@ -1,0 +1,274 @@
+"""The step that sieve takes: the nearest one after which no class is worse off, and not one that raises root loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedsieve.core.defense import Loss, LossName
+from fedsieve.detectors.sieve.guidance import balanced_loss, guide, halved, nearest, slopes_of_classes
+from fedsieve.detectors.sieve.margin import margin_of
+from fedsieve.detectors.sieve.reference import ReferenceUpdates
+
+F64 = torch.float64
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Root data of a linear model without bias, flat = weights [c, f] row by row."""
+
+    x: Tensor
+    y: Tensor
+    classes: int
+
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+    @property
+    def n_classes(self) -> int:
+        return self.classes
+
+    def loss(self, flat: Tensor, /) -> Tensor:
+        return self.gradient(flat)[0]
+
+    def gradient(self, flat: Tensor, loss: LossName | Loss = "cross-entropy", /) -> tuple[Tensor, Tensor]:
+        at = flat.clone().requires_grad_()
+        function = cross_entropy if isinstance(loss, str) else loss
+        value = function(self.x @ at.view(self.classes, -1).T, self.y)
+        return value.detach(), torch.autograd.grad(value, at)[0]
+
+    def update(self) -> Tensor:
+        raise AssertionError
+
+    def train(self, datasets: object, /) -> Tensor:
+        raise AssertionError
+
+
+def linear(classes: int = 3, features: int = 4, per_class: int = 5, seed: int = 0) -> Linear:
+    y = torch.arange(classes).repeat(per_class)
+    centres = 2 * normal(classes, features, seed=seed)
+    return Linear(centres[y] + 0.3 * normal(len(y), features, seed=seed + 1), y, classes)
+
+
+def references(held: Tensor, balanced: int | None = None) -> ReferenceUpdates:
+    n = len(held)
+    return ReferenceUpdates(
+        root=held[:1].sum(dim=0),
+        subsets=held,
+        classes=torch.arange(n),
+        held_out=held,
+        others=torch.ones(n, n, dtype=torch.bool),
+        n_balanced=n if balanced is None else balanced,
+        complete=True,
+    )
+
+
+def own_steps(root: Linear, params: Tensor, size: float = 0.5) -> Tensor:
+    """Steps that training on root data would make: down the gradient, with some noise."""
+    slope = -size * root.gradient(params, balanced_loss)[1]
+    return slope + 0.1 * slope.norm() / len(slope) ** 0.5 * normal(5, len(slope), seed=9)
+
+
+def brute(update: Tensor, slopes: Tensor, limits: Tensor) -> Tensor:
+    """Of the projections onto all intersections of the planes, the nearest that is on the right side of every plane."""
+    best, distance = update, float("inf")
+    for k in range(len(slopes) + 1):
+        for chosen in combinations(range(len(slopes)), k):
+            rows = list(chosen)
+            planes = slopes[rows]
+            found = update - (torch.linalg.pinv(planes) @ (planes @ update - limits[rows]) if k else 0)
+            apart = float((found - update).norm())
+            if (slopes @ found <= limits + 1e-9 * update.norm()).all() and apart < distance:
+                best, distance = found, apart
+    return best
+
+
+class TestNearest:
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        count=st.integers(1, 6),
+        seed=st.integers(0, 10**6),
+        size=st.sampled_from([1e-30, 1e-12, 1.0, 1e6]),
+        share=st.sampled_from([0.0, 0.5, 1.0]),
+    )
+    def test_against_brute_force(self, count: int, seed: int, size: float, share: float) -> None:
+        slopes, update = unit(normal(count, 8, seed=seed)), size * normal(8, seed=seed + 1)
+        limits = share * (slopes @ (size * normal(8, seed=seed + 2)))
+        found = nearest(update, slopes, limits)
+        torch.testing.assert_close(found / size, brute(update, slopes, limits) / size, rtol=1e-4, atol=1e-4)
+        assert (slopes @ found <= limits + 1e-5 * size).all()
+
+    def test_unchanged_where_nothing_is_over(self) -> None:
+        slopes = unit(normal(4, 8))
+        update = torch.linalg.lstsq(slopes, -torch.ones(4, 1, dtype=F64)).solution[:, 0]
+        zeros = torch.zeros(4, dtype=F64)
+        assert torch.equal(nearest(update, slopes, zeros), update)
+        assert torch.equal(nearest(0 * update, slopes, zeros), 0 * update)
+        assert torch.equal(nearest(update, 0 * slopes, zeros), update)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_planes_that_are_nearly_the_same_or_opposite(self, seed: int) -> None:
+        one = normal(1, 30, seed=seed)
+        rows = torch.cat([one.expand(6, -1), -one, one + 1e-7 * normal(6, 30, seed=seed + 1), 0 * one, normal(3, 30)])
+        slopes, update = unit(rows), normal(30, seed=seed + 2)
+        found = nearest(update, slopes, torch.zeros(len(slopes), dtype=F64))
+        assert found.norm() <= update.norm() * (1 + 1e-9)
+        assert (slopes @ found <= 1e-4 * update.norm()).all()
+
+    @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+    def test_projecting_brings_updates_closer(self, share: float) -> None:
+        # so that what clients can move the mean by holds for the step as well
+        slopes, own = unit(normal(4, 8)), normal(8, seed=7)
+        limits = share * (slopes @ own)
+        for seed in range(30):
+            one, other = normal(8, seed=seed), normal(8, seed=seed + 100)
+            steps = [nearest(update, slopes, limits) for update in (one, other)]
+            assert (steps[0] - steps[1]).norm() <= (one - other).norm() * (1 + 1e-6)
+            assert steps[0].norm() <= one.norm() + 2 * share * own.norm() + 1e-6
+
+
+class TestSlopes:
+    def test_two_for_each_class(self) -> None:
+        root, params = linear(), normal(12, seed=3)
+        slopes = slopes_of_classes(root, params, 12, torch.Generator())
+        expected = []
+        for c in range(3):
+            expected += [
+                root.gradient(params, margin_of(c))[1],
+                root.gradient(params, lambda logits, y, c=c: cross_entropy(logits[y == c], y[y == c]))[1],
+            ]
+        torch.testing.assert_close(slopes, unit(torch.stack(expected)))
+
+    def test_twenty_of_many_classes_are_drawn(self) -> None:
+        root = linear(40, 4, 1)
+        every = slopes_of_classes(
+            Linear(root.x[:20], root.y[:20], 40), torch.zeros(160, dtype=F64), 160, torch.Generator()
+        )
+        assert len(every) == 40
+        found = [
+            slopes_of_classes(root, torch.zeros(160, dtype=F64), 160, torch.Generator().manual_seed(seed))
+            for seed in (101, 101, 102)
+        ]
+        assert [len(rows) for rows in found] == [40] * 3
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[0], found[2])
+
+
+def guided(update: Tensor, held: Tensor, root: Linear, params: Tensor, **more: int) -> tuple[Tensor, float]:
+    return guide(update, references(held, **more), root, params, torch.Generator())
+
+
+class TestGuide:
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("size", [0.02, 0.5])
+    def test_no_class_is_worse_off_to_first_order(self, seed: int, size: float) -> None:
+        root, params = linear(seed=seed), 0.1 * normal(12, seed=seed + 5)
+        step, factor = guided(size * normal(12, seed=seed + 6), own_steps(root, params), root, params)
+        slopes = slopes_of_classes(root, params, 12, torch.Generator())
+        own = own_steps(root, params).mean(dim=0)
+        assert (slopes @ step <= factor * (slopes @ own).clamp(min=0) + 1e-6).all()
+
+    def test_a_pull_of_all_inputs_to_one_class(self) -> None:
+        # margins, centred over the classes, don't show it
+        root = linear(features=5)
+        root = replace(root, x=torch.cat([root.x[:, :4], torch.ones(15, 1, dtype=F64)], dim=1))
+        params = torch.zeros(15, dtype=F64)
+        pull = torch.zeros(3, 5, dtype=F64)
+        pull[0, 4] = 1
+        margins = torch.stack([root.gradient(params, margin_of(c))[1] for c in range(3)])
+        assert margins @ pull.flatten() == pytest.approx(torch.zeros(3), abs=1e-12)
+        slopes = slopes_of_classes(root, params, 15, torch.Generator())
+        assert (slopes @ pull.flatten()).max() > 0.1
+        step, _ = guided(pull.flatten(), torch.zeros(5, 15, dtype=F64), root, params)
+        assert (slopes @ step).max() <= 1e-6
+        assert root.gradient(step, balanced_loss)[0] <= root.gradient(params, balanced_loss)[0]
+
+    def test_makes_up_for_updates_that_do_nothing(self) -> None:
+        root, params = linear(), torch.zeros(12, dtype=F64)
+        held = own_steps(root, params, 0.05)
+        step, factor = guided(torch.zeros(12, dtype=F64), held, root, params)
+        slopes, own = slopes_of_classes(root, params, 12, torch.Generator()), held.mean(dim=0)
+        assert factor == 1
+        assert (slopes @ step <= slopes @ own + 1e-6).all()
+        assert step.norm() <= 2 * own.norm()
+
+    def test_takes_what_leaves_the_lowest_loss(self) -> None:
+        # as much progress as the server's own updates, whose length is far too great, would overshoot
+        root, params = linear(per_class=40), torch.zeros(12, dtype=F64)
+        root = replace(root, x=root.x + 3 * normal(120, 4, seed=8))
+        held = own_steps(root, params, 500.0)
+        update = -0.5 * root.gradient(params, balanced_loss)[1]
+        step, factor = guided(update, held, root, params)
+        assert factor == 1
+        assert torch.equal(step, update)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_is_at_most_so_long(self, seed: int) -> None:
+        root, params = linear(seed=seed), normal(12, seed=seed)
+        held = own_steps(root, params)
+        update = 3 * normal(12, seed=seed + 1)
+        step, _ = guided(update, held, root, params)
+        assert step.norm() <= update.norm() + 2 * held.mean(dim=0).norm() + 1e-6
+
+    def test_without_held_out_updates(self) -> None:
+        root, params = linear(), torch.zeros(12, dtype=F64)
+        step, factor = guided(-root.gradient(params)[1], torch.zeros(1, 12, dtype=F64), root, params, balanced=0)
+        assert factor == 1
+        torch.testing.assert_close(step, -root.gradient(params)[1])
+
+
+class TestHalved:
+    @pytest.mark.parametrize(
+        ("update", "factor"),
+        [
+            ([2.0, 0.0], 1),
+            ([2.1, 0.0], 1 / 2),
+            ([3.9, 0.0], 1 / 2),
+            ([7.9, 0.0], 1 / 4),
+            ([1e9, 0.0], 1 / 8),
+            ([-1.0, 0.0], 1 / 8),
+        ],
+    )
+    def test_until_the_loss_does_not_rise(self, update: list[float], factor: float) -> None:
+        loss = paraboloid([1.0, 0.0])  # at 0 it is half of 1
+        step = torch.tensor(update, dtype=F64)
+        assert halved(step, loss(step), 0.5, loss)[1] == factor
+        assert halved(step, loss(step), 0.5, loss)[0].tolist() == [v * factor for v in update]
+
+    def test_a_loss_that_is_no_number(self) -> None:
+        step = torch.tensor([torch.inf, 0.0], dtype=F64)
+        assert halved(step, float("nan"), 0.5, paraboloid([1.0, 0.0]))[1] == 1 / 8
+
+    def test_may_rise_as_much_as_after_the_servers_own_updates_on_average(self) -> None:
+        root, params = linear(), 0.5 * normal(12, seed=3)
+        uphill = root.gradient(params, balanced_loss)[1]
+        update = 0.5 * uphill
+        with_own = guided(update, uphill[None].expand(5, -1), root, params)
+        # the server's own updates raise every class's loss more, so that nothing is projected or halved
+        assert with_own[1] == 1
+
+
+def paraboloid(optimum: list[float]) -> Callable[[Tensor], float]:
+    return lambda step: float(0.5 * (step - torch.tensor(optimum, dtype=F64)).square().sum())
+
+
+def test_balanced_loss() -> None:
+    logits, y = normal(7, 3), torch.tensor([0, 0, 0, 0, 2, 2, 0])
+    each = [-float(row.log_softmax(0)[c]) for row, c in zip(logits, y.tolist(), strict=True)]
+    expected = (sum(each[k] for k in (0, 1, 2, 3, 6)) / 5 + (each[4] + each[5]) / 2) / 2
+    assert float(balanced_loss(logits, y)) == pytest.approx(expected)
