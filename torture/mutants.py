@@ -85,7 +85,7 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "detectors/sieve/__init__.py": ((f"{_SIEVE}.py", "defenses/detectors/test_parameters.py", _DEFAULTS),),
     **{
         f"detectors/sieve/{part}.py": ((f"{_SIEVE}_{part}.py",), (f"{_SIEVE}.py",))
-        for part in ("evidence", "groups", "history", "influence", "margin", "measurements", "reference")
+        for part in ("evidence", "groups", "guidance", "history", "influence", "margin", "measurements", "reference")
     },
     "detectors/fldetector.py": (
         (*(f"defenses/detectors/test_fldetector{part}.py" for part in ("_parts", "", "_state")), _DEFAULTS),
@@ -100,6 +100,7 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
     **_rule("aggregators/krum.py", "krum"),
     **_rule("aggregators/mean.py", "mean", "fedavg"),
     **_rule("aggregators/median.py", "median"),
+    **_rule("aggregators/root_only.py", "root-only"),
     **_rule("aggregators/sign_majority.py", "sign-majority"),
     **_rule("aggregators/sparsefed.py", "sparsefed"),
     **_rule("aggregators/trimmed_mean.py", "trimmed-mean"),

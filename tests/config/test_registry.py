@@ -52,7 +52,9 @@ class TestNames:
         for kind in registry.KINDS:
             assert list(registry.names(kind)) == sorted(registry.names(kind))
         assert {"none", "label-flip", "min-max", "scaling"} <= set(registry.names("attacks"))
-        assert {"mean", "fedavg", "fltrust", "trimmed-mean", "skymask", "skymask-nr"} <= set(registry.names("defenses"))
+        assert {"mean", "fedavg", "fltrust", "root-only", "trimmed-mean", "skymask", "skymask-nr"} <= set(
+            registry.names("defenses")
+        )
         assert {"digits", "fashion-mnist", "cifar10", "har"} <= set(registry.names("datasets"))
         assert {"groups", "iid", "dirichlet", "natural"} <= set(registry.names("partitions"))
         assert {"cnn", "resnet20", "logistic-regression", "mlp"} <= set(registry.names("models"))

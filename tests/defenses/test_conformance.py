@@ -28,7 +28,9 @@ ONLY_SIGNS = {"sign-majority"}
 # Keeps the densest majority: it rejects some benign clients as well.
 DENSEST = {"flame"}
 # Takes one update as it is, with all of its noise; the others average.
-ONE_CLIENT = {"krum"}
+ONE_CLIENT = {"krum", "root-only"}
+# Applies the root update whatever clients send: weights are equal, and mean nothing.
+NO_CLIENT = {"root-only"}
 N, M = 11, 3
 every_defense = pytest.mark.parametrize("name", NAMES)
 
@@ -44,7 +46,7 @@ def most_error(name: str, n: int) -> float:
 
 
 def test_registry_is_complete() -> None:
-    assert {"mean", "fedavg", "fltrust", "trimmed-mean", "skymask", "skymask-nr"} <= set(NAMES)
+    assert {"mean", "fedavg", "fltrust", "root-only", "trimmed-mean", "skymask", "skymask-nr"} <= set(NAMES)
     assert len(NAMES) >= 6
     assert len(ROBUST) == len(NAMES) - len(NOT_ROBUST) - len(NEEDS_ROUNDS)
     assert list(NAMES) == sorted(NAMES)
@@ -153,10 +155,10 @@ def test_is_not_the_mean(play: Play, name: str, factor: float) -> None:
     fed, result = play(name, factor)
     mean = fed.updates.matrix.mean(dim=0)
     assert (result.update - mean).norm() > 0.1 * fed.benign_mean.norm()
-    assert result.weights.max() - result.weights.min() > 1e-3
+    assert name in NO_CLIENT or result.weights.max() - result.weights.min() > 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in ROBUST if name not in ONLY_CLIPS])
+@pytest.mark.parametrize("name", [name for name in ROBUST if name not in ONLY_CLIPS | NO_CLIENT])
 def test_blatant_attackers_have_little_weight(make: SimpleNamespace, play: Play, name: str) -> None:
     fed, result = play(name)
     assert result.weights[fed.malicious].max() < 0.5 / make.clients(name)
@@ -190,7 +192,7 @@ def test_all_zero(make: SimpleNamespace, name: str) -> None:
     u = make.updates(torch.zeros_like(fed.updates.matrix))
     result = make.build(name)(u, make.view(u, f=M, root=fed.root))
     make.well_formed(result, u.matrix)
-    assert not result.update.any()
+    assert torch.equal(result.update, fed.root.sent if name in NO_CLIENT else torch.zeros_like(fed.root.sent))
 
 
 @every_defense
@@ -199,7 +201,8 @@ def test_one_client(make: SimpleNamespace, name: str) -> None:
     result = make.build(name)(fed.updates, make.view(fed.updates, root=fed.root))
     make.well_formed(result, fed.updates.matrix)
     assert result.weights.tolist() == [1]
-    cosine = torch.cosine_similarity(*comparable(name, result.update, fed.updates.matrix[0]), dim=0)
+    aim = fed.root.sent if name in NO_CLIENT else fed.updates.matrix[0]
+    cosine = torch.cosine_similarity(*comparable(name, result.update, aim), dim=0)
     assert cosine == pytest.approx(1, abs=1e-5)
 
 

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "momentum": {"beta": 0.9, "forget_after": 100},
     "multi-krum": {"keep": None},
     "norm-clipping": {"max_norm": None},
+    "root-only": {},
     "sieve": {"least_evidence": 2.0, "minority": 0.15, "memory": 0.9, "forget_after": 1000},
     "sign-majority": {"step": None},
     "skymask": SKYMASK,

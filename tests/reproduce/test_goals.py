@@ -11,6 +11,8 @@ from fedsieve.reproduce.comparison import compare
 from tests.reproduce.test_suites import WITH_GOALS, plan_of
 
 CLAIMED = ("sieve", "skymask", "fltrust", "trimmed-mean", "multi-krum", "flame", "skymask,norm-clipping", "mean")
+# What root data alone reach: stands beside them where nobody attacks.
+BASELINE = "root-only"
 
 
 def names(attack: Any) -> list[str]:
@@ -22,10 +24,13 @@ def names(attack: Any) -> list[str]:
 
 class TestTime:
     def test_rivals_stand_in_the_same_tables(self) -> None:
-        assert tuple(time.COLUMNS) == CLAIMED
+        assert tuple(time.COLUMNS) == (*CLAIMED[:-1], BASELINE, "mean")
         for scale in SCALES:
             for row in plan_of("time", scale).rows:
-                assert row.columns is None or "adaptive" in row.label or row.columns == ("mean",)
+                if row.settings["attack"] == "none":
+                    assert row.columns is None
+                else:
+                    assert row.columns == CLAIMED or "adaptive" in row.label or row.columns == ("mean",)
 
     def test_attackers_of_the_small_scale(self) -> None:
         for data in ("digits", "har"):
@@ -184,6 +189,27 @@ class TestDevelopment:
         assert "Never used while designing it: fashion-mnist." in section
         bare = SUITES["table3"]
         assert "Development" not in tables.markdown(bare, plan_of("table3", "smoke"), [], "how")
+
+
+class TestRootAlone:
+    """No client changes its model, so that rows with an attack would repeat those without."""
+
+    @pytest.mark.parametrize("name", ["time", "honest"])
+    @pytest.mark.parametrize("scale", SCALES)
+    def test_stands_where_nobody_attacks(self, name: str, scale: str) -> None:
+        plan = plan_of(name, scale)
+        beside = [row for row in plan.rows if BASELINE in plan.columns_of(row)]
+        assert {row.settings["attack"] for row in beside} == {"none"}
+        quiet = [row for row in plan.rows if row.settings["attack"] == "none" and row not in beside]
+        assert all(row.columns == ("sieve", "mean") for row in quiet)  # slow rows with few columns
+        assert scale == "smoke" or time.ROOT_ONLY in plan.note
+
+    def test_root_data_with_defects(self) -> None:
+        for row in plan_of("honest", "small").rows:
+            if "root" in row.settings:
+                rest = ("sieve", "skymask", "fltrust")
+                quiet = row.settings["attack"] == "none"
+                assert row.columns == ((*rest, BASELINE, "mean") if quiet else (*rest, "mean"))
 
 
 def test_no_row_is_there_twice() -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.aggregators.mean import Mean
+from fedsieve.aggregators.root_only import RootOnly
 from fedsieve.core import contract
 from fedsieve.core.defense import Aggregate, Aggregator, Network, Root, ServerView, Updates
 from fedsieve.core.errors import UnusableResultError
@@ -63,8 +64,9 @@ class Decision:
 def defend(defense: Aggregator, updates: Updates, view: ServerView) -> Decision:
     """Screen the updates, let ``defense`` aggregate the others, and combine their running statistics.
 
-    Running statistics of a plain mean are averaged like everything else, since it is the undefended baseline; those of
-    all other defenses by :func:`fedsieve.federation.statistics.combined`.
+    Running statistics of a plain mean are averaged like everything else, since it is the undefended baseline, and those
+    of the root update alone are its own; those of all other defenses are combined by
+    :func:`fedsieve.federation.statistics.combined`.
 
     Returns:
         The decision over all rows; ``applied`` if the aggregate can be added to a model.
@@ -81,7 +83,7 @@ def defend(defense: Aggregator, updates: Updates, view: ServerView) -> Decision:
         nothing = Aggregate(zero, zero.new_zeros(len(nobody)), nobody, state=view.state)
         return Decision(nothing, seen.reasons, False, note)
     note, p = _reason_to_stay(result), updates.layout.n_parameters
-    if updates.statistics.shape[1] and not isinstance(defense, Mean):
+    if updates.statistics.shape[1] and not isinstance(defense, Mean | RootOnly):
         statistics = combined(seen.updates.statistics, result)
         result = replace(result, update=torch.cat([result.update[:p], statistics]))
     return Decision(result.scattered(seen.kept), seen.reasons, not note, note or result.note)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from fedsieve.reproduce.plan import Plan, Row, Scale, Suite
-from fedsieve.reproduce.time import COLUMNS, GOALS, HONEST_GOALS
+from fedsieve.reproduce.time import COLUMNS, GOALS, HONEST_GOALS, ROOT_ONLY, attacked
 
 _ROOT_GOALS = {"late_loss": 0.03, "benign_lost": 0.02}
 _ATTACKED_ROOT_GOALS = {"late_loss": 0.05, "benign_lost": 0.02}
 _COPYCAT_GOALS = {**GOALS, "wronged": 0.0}
-_SHOWN = ("sieve", "skymask", "fltrust", "multi-krum", "flame", "mean")
-_ROOTED = ("sieve", "skymask", "fltrust", "mean")  # those with root data, and no defense
-_FEW = ("sieve", "skymask", "mean")  # where clients train for many steps, most of the time is theirs
+_SHOWN = ("sieve", "skymask", "fltrust", "multi-krum", "flame", "root-only", "mean")
+_ROOTED = ("sieve", "skymask", "fltrust", "root-only", "mean")  # those with root data, and no defense
+_FEW = ("sieve", "skymask", "root-only", "mean")  # where clients train for many steps, most of the time is theirs
 MEASURES = ("late_loss", "worst_loss", "area", "late_success", "worst_success", "benign_lost", "wronged")
 
 
@@ -83,7 +83,8 @@ def _root(group: str, settings: Mapping[str, Any], defects: Sequence[str]) -> li
             more = {**settings, "root": _DEFECTS[label], "attack": attack}
             goals = _ROOT_GOALS if attack == "none" else _ATTACKED_ROOT_GOALS
             name = label if attack == "none" else f"{label}, {attack}"
-            found.append(Row(group, name, more, goals=goals, columns=_ROOTED, reference=label))
+            columns = _ROOTED if attack == "none" else attacked(_ROOTED)
+            found.append(Row(group, name, more, goals=goals, columns=columns, reference=label))
     return found
 
 
@@ -93,7 +94,7 @@ def _copycats(group: str, settings: Mapping[str, Any], labels: Sequence[str]) ->
         malicious, victims = _COPYCATS[label]
         more = {**settings, "malicious": malicious, "assumed_malicious": min(malicious, 10)}
         more["attack"] = {"name": "copycat", "victims": victims}
-        found.append(Row(group, label, more, goals=_COPYCAT_GOALS, columns=_SHOWN))
+        found.append(Row(group, label, more, goals=_COPYCAT_GOALS, columns=attacked(_SHOWN)))
     return found
 
 
@@ -145,7 +146,8 @@ def _note(scale: Scale) -> str:
     goals = (
         "Goals are those of `sieve`: accuracy in the last tenth against the undefended mean of the same data and seed "
         "without attack, and the benign client-rounds that it rejects. A copied client must not be rejected more often "
-        "than without copycats: the number is that of the client with the largest increase, in per cent of its rounds."
+        "than without copycats: the number is that of the client with the largest increase, in per cent of its rounds. "
+        f"{ROOT_ONLY}"
     )
     if scale == "paper":
         return f"Paper scale: 100 to 300 rounds, three seeds. {goals}"

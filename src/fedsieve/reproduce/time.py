@@ -1,6 +1,6 @@
 """Attackers over time: who attacks when, under which client id, and with what knowledge of the defense."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,23 @@ COLUMNS: Mapping[str, Mapping[str, Any]] = {
     **defenses("sieve", "skymask", "fltrust", "trimmed-mean", "multi-krum", "flame"),
     # what the masks accept, scaled down to its median length, and its mean
     "skymask,norm-clipping": {"defense": ["skymask", "norm-clipping"]},
-    **defenses("mean"),
+    **defenses("root-only", "mean"),
 }
 GOALS = {"late_loss": 0.03, "worst_loss": 0.10}
 BACKDOOR_GOALS = {**GOALS, "late_success": 0.10, "worst_success": 0.30}
 HONEST_GOALS = {"late_loss": 0.01, "benign_lost": 0.01}
 _ADAPTIVE_GOALS = {"late_loss": 0.10, "worst_success": 0.30}
 MEASURES = ("late_loss", "worst_loss", "area", "late_success", "worst_success", "benign_lost")
+ROOT_ONLY = "`root-only`, what root data alone reach, has no rows with an attack, since no client changes its model."
 # Rows without malicious clients and with the undefended mean alone: whatever misclassifies the attackers' samples there
 # is no success of theirs.
 TRIGGER, CLASSES = "none, trigger shown", "none, classes of targeted-flip"
+
+
+def attacked(columns: Iterable[str]) -> tuple[str, ...]:
+    """Columns of a row with an attack: without ``root-only``, whose model no client changes."""
+    return tuple(column for column in columns if column != "root-only")
+
 
 When = Callable[[Any, int], Any]  # an attack at certain times, from the attack and the number of rounds
 
@@ -107,9 +114,9 @@ def row(place: Place, label: str, attack: Any, **more: Any) -> Row:
     """A row of an attack, with its goals."""
     settings = {**place.settings, **more, "attack": attack}
     if not is_backdoor(attack):
-        return Row(place.heading, label, settings, goals=GOALS)
+        return Row(place.heading, label, settings, goals=GOALS, columns=attacked(COLUMNS))
     reference = CLASSES if attack == "targeted-flip" else TRIGGER
-    return Row(place.heading, label, settings, goals=BACKDOOR_GOALS, reference=reference)
+    return Row(place.heading, label, settings, goals=BACKDOOR_GOALS, columns=attacked(COLUMNS), reference=reference)
 
 
 def _direct(place: Place) -> list[Row]:
@@ -230,7 +237,7 @@ def _note(scale: Scale) -> str:
         "Goals are those of `sieve`: against the undefended mean of the same seed without attack, accuracy in the last "
         "tenth and in the worst round; success of a backdoor in the last tenth, counted from the mean's without attack "
         "on the same samples, and at its worst (the mean's own worst where that is higher). "
-        "20 % of the clients are malicious where no other share is said."
+        f"20 % of the clients are malicious where no other share is said. {ROOT_ONLY}"
     )
     if scale == "paper":
         return f"Paper scale: three attacks at all times, 200 to 300 rounds, three seeds. {goals}"

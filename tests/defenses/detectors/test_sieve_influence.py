@@ -157,9 +157,8 @@ def weighed(
 ) -> tuple[Tensor, float]:
     n = len(found.x)
     counted = torch.ones(n, dtype=torch.bool) if counted is None else torch.tensor(counted)
-    usual = float(found.m.held_length[:FOLDS].mean())
     taken, doubts = torch.tensor(rounds or [5] * n), torch.tensor(doubt or [0.0] * n, dtype=F64)
-    return influence.weigh(found.m, found.e, counted, found.limited, taken, doubts, usual)
+    return influence.weigh(found.m, found.e, counted, found.limited, taken, doubts)
 
 
 class TestWeights:

@@ -19,7 +19,7 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, Detection, Diagnosis, Root, ServerView, Updates
@@ -126,13 +126,11 @@ class Sieve:
         m, e, references, x = found.measurements, found.evidence, found.references, _parameters(updates)
         root, params = _root(view), view.global_params
         limited = influence.limit(m, e, found.unusual)
-        held = m.held_length[: references.n_balanced]
-        usual = float(held.mean()) if len(held) else 0.0
-        weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt, usual)
+        weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt)
         update = influence.combine(x, limited, weights, missing, m, found.gradient, references)
         notes = []
         if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
-            update, factor = guide(update, references, root, params, view.generator)
+            update, factor = guide(update, references, root, params, view.generator, e.fit)
             notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")
@@ -159,31 +157,9 @@ class Sieve:
         tests = {_FAR_OUTSIDE: far(e)}
         left = heard & ~tests[_FAR_OUTSIDE]
         recent = torch.cat([e.columns[left], old.get("recent", e.columns[:0])])[: max(_WINDOW, int(left.sum()))]
-        rejected, unusual = torch.zeros_like(heard), torch.zeros_like(heard)
-        names, average = history.means(known)
-        shown = torch.isin(names, ids[heard])
-        rows = torch.searchsorted(ids.sort().values, names[shown])
-        order = ids.argsort()[rows]
-        for k, name in GROUPED.items():
-            if not e.trusted and (k not in (JOINT, LENGTH) or (k == JOINT and not references.complete)):
-                continue
-            # no reference of any class is longer than 0 in length, and none of the others is so far from what is usual
-            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted else 2)
-            here = torch.zeros_like(heard)
-            groups = [separate_groups(e.columns[left, k], least, self.minority)]
-            if len(ids) < _FEW:
-                groups.append(separate_groups(recent[:, k], least, self.minority))
-            for large, small in groups:
-                here[left] |= large[: int(left.sum())]
-                unusual[left] |= small[: int(left.sum())]
-            tests[f"{name} of a group"] = here
-            if not e.trusted and k == JOINT:
-                continue
-            large, small = separate_groups(average[:, k], least, self.minority)
-            over = torch.zeros_like(heard)
-            over[order] = large[shown]
-            unusual[order] |= small[shown]
-            tests[f"{name} of a group over rounds"] = over
+        rejected = torch.zeros_like(heard)
+        groups, unusual = self._groups(e, references.complete, ids, left, recent, history.means(known))
+        tests |= groups
         for test in tests.values():
             rejected = rejected | test
         rest = heard & ~rejected
@@ -212,6 +188,49 @@ class Sieve:
             history.look_up(known, "rounds", ids),
             state,
         )
+
+    def _groups(
+        self,
+        e: Evidence,
+        complete: bool,
+        ids: Int[Tensor, " n"],
+        left: Bool[Tensor, " n"],
+        recent: Float64[Tensor, "r f"],
+        means: tuple[Int[Tensor, " k"], Float64[Tensor, "k f"]],
+    ) -> tuple[dict[str, Bool[Tensor, " n"]], Bool[Tensor, " n"]]:
+        """Clients in large groups that stand apart, by test, and clients in small ones.
+
+        Args:
+            e: Evidence of the round.
+            complete: Whether the root data have all classes.
+            ids: The clients, [n].
+            left: Those among whom groups are looked for, [n].
+            recent: Their evidence, then that of clients of rounds before, [r, f].
+            means: Clients that are remembered, [k], and their mean evidence, [k, f].
+        """
+        tests, unusual = {}, torch.zeros_like(left)
+        names, average = means
+        shown = torch.isin(names, ids[e.informative])
+        order = ids.argsort()[torch.searchsorted(ids.sort().values, names[shown])]
+        for k, name in GROUPED.items():
+            if not e.trusted and (k not in (JOINT, LENGTH) or (k == JOINT and not complete)):
+                continue
+            # no reference of any class is longer than 0 in length, and none of the others is so far from what is usual
+            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted else 2)
+            here = torch.zeros_like(left)
+            for values in (e.columns[left, k], *([recent[:, k]] if len(ids) < _FEW else [])):
+                large, small = separate_groups(values, least, self.minority)
+                here[left] |= large[: int(left.sum())]
+                unusual[left] |= small[: int(left.sum())]
+            tests[f"{name} of a group"] = here
+            if not e.trusted and k == JOINT:
+                continue
+            large, small = separate_groups(average[:, k], least, self.minority)
+            over = torch.zeros_like(left)
+            over[order] = large[shown]
+            unusual[order] |= small[shown]
+            tests[f"{name} of a group over rounds"] = over
+        return tests, unusual
 
 
 def _parameters(updates: Updates) -> Float[Tensor, "n p"]:

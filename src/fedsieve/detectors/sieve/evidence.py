@@ -40,11 +40,13 @@ class Evidence:
         residual: Residual norm in units of what held-out references have for an update of this length, [n].
         cut: Factor that makes the explained part no longer than the longest reference's, [n].
         limit: Residual norm, in the same units, beyond which 5 % of the references are.
+        usual: Mean length of the balanced held-out references; 0 without any.
         longest: The longest explained part of a held-out reference, a length; None without any.
         longest_unit: The unit for that length, as a length.
         widened: What units were multiplied with since root data did not fit the clients; 1 where they do.
         trusted: Whether the root data have all classes and fit.
-        calibration: Running means of the references' own spreads, for the next round.
+        fit: How well root data have fitted the clients lately: 1 if nothing was widened, 0 if as much as at a misfit.
+        calibration: Running means of the references' own spreads and of ``widened``, for the next round.
     """
 
     columns: Float64[Tensor, "n 5"]
@@ -52,10 +54,12 @@ class Evidence:
     residual: Float64[Tensor, " n"]
     cut: Float64[Tensor, " n"]
     limit: float
+    usual: float
     longest: float | None
     longest_unit: float
     widened: float
     trusted: bool
+    fit: float
     calibration: Mapping[str, Tensor]
 
 
@@ -87,14 +91,15 @@ def gather(
     now = {"mean": m.class_alignment.mean(dim=0), "variance": m.class_alignment.var(dim=0, correction=0)}
     apart = (m.held_residual / unit_of(m.held_explained)).clamp(min=1e-300).log().abs().clamp(max=_LONGEST_LOG)
     now["spread"] = apart.mean() * _FROM_MEAN if calibrated else m.length.new_ones(())
+    heard, widened = informative.any(), 1.0
+    if heard:
+        widened = max(1.0, float(torch.quantile(_fitting(m, informative, unit_of, longest), _FITTING)) / _FAR)
+    now["widened"] = m.length.new_tensor(widened)
     calibration = now if old is None else {k: memory * old[k] + (1 - memory) * v for k, v in now.items()}
     spread = calibration["spread"].clamp(min=_LEAST_SPREAD)
     deviation = calibration["variance"].sqrt().clamp(min=_LEAST_DEVIATION)
     alignment = ((m.alignment - calibration["mean"]) / deviation).clamp(-_LARGEST, _LARGEST)
     alignment[:, 1] *= complete
-    heard, widened = informative.any(), 1.0
-    if heard:
-        widened = max(1.0, float(torch.quantile(_fitting(m, informative, unit_of, longest), _FITTING)) / _FAR)
     norm = (cut * residual / widened).clamp(min=1e-3).log() / spread if calibrated else residual
     joint = norm.clamp(min=-1) + alignment[:, 0]
     if heard:
@@ -107,10 +112,12 @@ def gather(
         residual=residual / widened,
         cut=cut,
         limit=float((_RANGE * spread).exp()),
+        usual=usual,
         longest=longest,
         longest_unit=float(unit_of(m.held_explained).max()) * widened if calibrated else 0.0,
         widened=widened,
         trusted=complete and widened < _MISFIT,
+        fit=float(((_MISFIT - calibration["widened"]) / (_MISFIT - 1)).clamp(0, 1).square()),
         calibration=calibration,
     )
 

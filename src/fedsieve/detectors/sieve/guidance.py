@@ -14,7 +14,7 @@ from fedsieve.core.linalg import row_norms
 from fedsieve.detectors.sieve.margin import cross_entropy_of, margin_of
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
-_SHARES = (0.0, 0.5, 1.0)  # of the server's own progress that the step has to make in every class
+_SHARE = 0.5  # of the server's own progress that the step has to make in every class, where root data fit
 _MOST_CLASSES = 20  # whose gradients the server computes in a round
 _LEAST_STEP = 1 / 8
 _TINY = 1e-300
@@ -26,12 +26,14 @@ def guide(
     root: Root,
     params: Float[Tensor, " d"],
     generator: torch.Generator,
+    fit: float = 1.0,
 ) -> tuple[Float64[Tensor, " p"], float]:
     """The aggregate after what root data have to say about it.
 
-    To first order the step may lower no class's margin and raise no class's cross-entropy; or it has to do as well for
-    each as half of the server's own mean held-out update, or all of it: whichever leaves the lowest root loss. A share
-    of 0 stops what harms a class, a larger one also makes up for updates that slow the training.
+    To first order the step may lower no class's margin and raise no class's cross-entropy; or it has to do half as well
+    for each as the server's own mean held-out update, less where root data fit less. Of the nearest such steps it is
+    the one that leaves the lower root loss. The first stops what harms a class; the second also makes up for updates
+    that slow the training.
 
     The chosen step is halved until the root loss is no higher than before, or than it is on average after the server's
     own held-out updates, at most three times: root data are few, and must not stop the training. The root loss is a
@@ -43,10 +45,11 @@ def guide(
         root: Root data with every class.
         params: The global model, [d].
         generator: Draws twenty classes if there are more.
+        fit: How well root data fit the clients, in [0, 1].
 
     Returns:
-        The step, and the factor on it, 1 to 1/8. Its length is at most that of ``update`` plus twice that of the mean
-        held-out update.
+        The step, and the factor on it, 1 to 1/8. Together they are at most as long as ``update`` and the mean held-out
+        update.
     """
     held = references.held_out[: references.n_balanced].double()
     own = held.mean(dim=0) if len(held) else torch.zeros_like(update)
@@ -57,7 +60,7 @@ def guide(
         moved[: len(step)] += step.to(params)
         return float(root.gradient(moved, balanced_loss)[0])
 
-    steps = [nearest(update, slopes, share * (slopes @ own)) for share in _SHARES]
+    steps = [nearest(update, slopes, share * (slopes @ own)) for share in (0.0, _SHARE * fit)]
     losses = [loss(step) for step in steps]
     best = min(range(len(steps)), key=lambda k: losses[k] if losses[k] == losses[k] else float("inf"))
     after = [loss(step) for step in held]

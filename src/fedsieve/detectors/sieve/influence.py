@@ -71,7 +71,6 @@ def weigh(
     limited: Limited,
     rounds: Int[Tensor, " n"],
     doubt: Float64[Tensor, " n"],
-    usual: float,
 ) -> tuple[Float64[Tensor, " n"], float]:
     """Weights of the clients, each at most 1, and the weight that is missing.
 
@@ -87,12 +86,11 @@ def weigh(
         limited: The limited updates.
         rounds: In how many rounds each client's update said something, [n].
         doubt: Deviations of each client's joint evidence above the clients' median, [n].
-        usual: Mean length of the balanced references; 0 without any.
 
     Returns:
         The weights, [n], and how much less than 1 each they are in total for other reasons than short updates.
     """
-    size = (m.length / (_FULL * usual)).clamp(max=1) if usual > 0 else (m.length > 0).double()
+    size = (m.length / (_FULL * e.usual)).clamp(max=1) if e.usual > 0 else (m.length > 0).double()
     others = counted.double()
     apart = counted & (limited.scale > 0)
     if apart.any():
