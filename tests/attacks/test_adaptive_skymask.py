@@ -1,5 +1,6 @@
 """The adaptive attack: its deviation, the masks, the stand-ins, and what it sends after simulating the defense."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -268,7 +269,9 @@ def test_partial_knowledge_on_digits(defense: str) -> None:
     [
         ({"shares": ()}, "adaptive-skymask: shares must be in (0, 1], got []"),
         ({"shares": (0.5, 1.5)}, "adaptive-skymask: shares must be in (0, 1], got [0.5, 1.5]"),
-        ({"strengths": (0.0,)}, "adaptive-skymask: strengths must be positive, got [0.0]"),
+        ({"strengths": (0.0,)}, "adaptive-skymask: strengths must be positive and finite, got [0.0]"),
+        ({"strengths": (1.0, math.inf)}, "adaptive-skymask: strengths must be positive and finite, got [1.0, inf]"),
+        ({"strengths": (math.nan,)}, "adaptive-skymask: strengths must be positive and finite, got [nan]"),
     ],
 )
 def test_out_of_range(parameters: dict[str, Any], message: str) -> None:

@@ -1,10 +1,12 @@
 """What every registered attack must do."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from fedsieve.core.attack import (
     poison,
 )
 from fedsieve.core.defense import Aggregate
+from fedsieve.core.errors import ParameterError
 
 NAMES = registry.names("attacks")
 N_CLASSES = 4
@@ -270,6 +273,65 @@ def test_does_what_its_methods_and_traits_say(
 @every_attack
 def test_default_constructor_is_the_registry_default(name: str) -> None:
     assert registry.load("attacks", name)() == registry.build("attacks", name, {})
+
+
+FLOATS = [
+    (name, field.name)
+    for name in NAMES
+    for field in dataclasses.fields(registry.load("attacks", name))  # type: ignore[arg-type]
+    if get_type_hints(registry.load("attacks", name))[field.name] in (float, float | None)
+]
+# What has to be set beside a parameter, so that it has an effect.
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("free-rider", "tiny"): {"what": "tiny"},
+    ("on-off", "shrink"): {"off": "shrunken"},
+    ("sleeper", "shrink"): {"off": "shrunken"},
+}
+SIGNED = {("copycat", "factor")} | {(name, "value") for name, field in FLOATS if field == "value"}
+every_float = pytest.mark.parametrize(("name", "field"), FLOATS)
+
+
+def with_float(name: str, field: str, value: float) -> Any:
+    return registry.load("attacks", name)(**{**PARAMETERS.get(name, {}), **BESIDE.get((name, field), {}), field: value})
+
+
+def test_parameters_that_are_numbers() -> None:
+    assert {("scaling", "factor"), ("norm-bounded-backdoor", "boost"), ("jitter", "share")} <= set(FLOATS)
+    assert len(FLOATS) >= 30
+
+
+@every_float
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e300, -1.0])
+def test_a_number_that_cannot_be_used(name: str, field: str, value: float) -> None:
+    """One line with the parameter and its value, when the attack is built and when it is configured."""
+    if value == -1 and (name, field) in SIGNED:
+        assert getattr(with_float(name, field, value), field) == value
+        return
+    with pytest.raises(ParameterError) as error:
+        with_float(name, field, value)
+    assert str(error.value).startswith(f"{name}: {field} must be ")
+    assert f"got {value}" in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ParameterError, match=f"{name}: {field} must be "):
+        registry.complete("attacks", name, {**BESIDE.get((name, field), {}), field: value})
+
+
+@every_float
+def test_the_largest_number(make_view: Callable[..., AttackView], data: SimpleNamespace, name: str, field: str) -> None:
+    """What float32 can hold is out of range, or makes no NaN: rows that overflow are infinite, and are screened."""
+    said = ""
+    try:
+        attack = with_float(name, field, 3e38)
+    except ParameterError as error:
+        said = str(error)
+    if said:
+        assert said.startswith(f"{name}: {field} must be ")
+        assert "got 3e+38" in said
+        return
+    own = torch.where(torch.arange(40) % 4 == 0, 0, data.own)  # 0 times infinity would be NaN
+    others = torch.where(torch.arange(40) % 4 == 0, 0, data.others)
+    sent = craft(attack, make_view(own, others, **grants(name)), name).updates
+    assert not sent.isnan().any()
 
 
 @every_attack

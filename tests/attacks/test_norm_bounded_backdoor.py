@@ -109,6 +109,17 @@ class TestCraft:
         sent = NormBoundedBackdoor(rounds=1, boost=30.0).craft(make_view(own, n_clients=8, train=train))
         torch.testing.assert_close(sent, 30 * 0.01 * own, rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.parametrize("boost", [1.0, 1e10, 1e30, 3e38])
+    def test_any_boost_that_float32_holds(self, make_view: Callable[..., AttackView], boost: float) -> None:
+        """The ball is tiny then, but what is sent is as long as ever, zeros among it included."""
+        own = torch.where(torch.arange(20) % 4 == 0, 0, normal(3, 20)).float()
+        start = torch.linspace(-1, 1, 20)
+        train = Drill(2 * normal(3, 20, seed=1).float() + start, 50 * own + start)
+        view = make_view(own, normal(4, 20, seed=2).float(), train=train)
+        sent = NormBoundedBackdoor(boost=boost, rounds=1).craft(view)
+        assert sent.dtype == torch.float32
+        torch.testing.assert_close(sent, NormBoundedBackdoor(rounds=1).craft(view), rtol=1e-4, atol=1e-6)
+
     def test_nothing_honest_moves(self, make_view: Callable[..., AttackView]) -> None:
         """The bound is then 0, and so is what is sent."""
         own, start = normal(2, 10), torch.linspace(-1, 1, 10).double()
@@ -170,6 +181,9 @@ class TestPoison:
         ({"bound": math.nan}, "bound must be positive and finite, got nan"),
         ({"boost": -1.0}, "boost must be positive and finite, got -1.0"),
         ({"boost": math.inf}, "boost must be positive and finite, got inf"),
+        ({"boost": 1e300}, "boost must be at most 3.4e+38 in absolute value, the limit of float32, got 1e+300"),
+        ({"bound": 1e300}, "bound must be at most 3.4e+38 in absolute value, the limit of float32, got 1e+300"),
+        ({"value": -1e39}, "value must be at most 3.4e+38 in absolute value, the limit of float32, got -1e+39"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"share": 0.0}, "share must be in (0, 1], got 0.0"),
         ({"size": 0}, "size and stride must be at least 1 and target at least 0, got 0, 20 and 0"),

@@ -18,6 +18,7 @@ from fedsieve.attacks.none import NoAttack
 from fedsieve.attacks.scaling import Scaling
 from fedsieve.attacks.split_layers import SplitLayers, contiguous_groups, layer_of_each, own_coordinates
 from fedsieve.config import registry
+from fedsieve.config.experiment import Experiment
 from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.layout import Layout
@@ -236,6 +237,28 @@ class TestDelegates:
             "split-layers: LabelFlip only poisons data, so that splitting has no effect; "
             "take an attack that crafts updates"
         )
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    @pytest.mark.parametrize("wrapper", ["sleeper", "on-off", "jitter", "fresh-identity", "mixture", "split-layers"])
+    @pytest.mark.parametrize("inner", ["label-flip", "targeted-flip"])
+    def test_data_attack_within_others_is_refused(self, wrapper: str, depth: int, inner: str) -> None:
+        spec: Any = inner
+        for k in range(depth):
+            name = ("sleeper", "jitter")[k % 2] if k else wrapper
+            held = {"attacks": ["scaling", spec]} if name == "mixture" else {"attack": spec}
+            spec = {"name": name, **held}
+        with pytest.raises(FedSieveError) as error:
+            Experiment.of({"attack": {"name": "split-layers", "attack": spec}})
+        said = str(error.value)
+        cls = registry.load("attacks", inner).__name__
+        assert f"split-layers: {cls}" in said
+        assert said.endswith("only poisons data, so that splitting has no effect; take an attack that crafts updates")
+        assert "\n" not in said
+
+    def test_attacks_on_updates_within_others(self) -> None:
+        inner = {"name": "mixture", "attacks": ["scaling", {"name": "jitter", "attack": "min-max"}, "none"]}
+        e = Experiment.of({"attack": {"name": "split-layers", "attack": {"name": "sleeper", "attack": inner}}})
+        assert isinstance(registry.build("attacks", e.attack.name, e.attack.parameters), SplitLayers)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training on root data equals torch's, and is the same for the same data, in any call."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsieve.core.defense import Network, Root
 from fedsieve.core.seeding import stream
+from fedsieve.detectors.sieve.margin import margin_of
 from fedsieve.federation.clients import ClientData, Trainer
 from fedsieve.federation.root import RootClient, RunnableModel
 from fedsieve.models.flat import FlatModel
@@ -105,6 +107,28 @@ class TestTrain:
         assert len(split) == 2
         assert torch.equal(root.update(), first)
         assert len(calls) == 4
+
+    def test_gradients_at_the_global_model_are_cached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        root, calls = made_root("mlp"), []
+        gradient = FlatModel.gradient
+
+        def counted(self: FlatModel, *args: Any) -> tuple[Tensor, Tensor]:
+            calls.append(args)
+            return gradient(self, *args)
+
+        monkeypatch.setattr(FlatModel, "gradient", counted)
+        margin = margin_of(0)
+        first = [root.gradient(root.params, loss) for loss in ("cross-entropy", margin, margin_of(0))]
+        assert len(calls) == 2
+        first[0][1].zero_()
+        assert root.gradient(root.params)[1].any()
+        assert len(calls) == 2
+        moved = root.params + 1
+        other = root.gradient(moved)
+        assert torch.equal(other[1], root.gradient(moved)[1])
+        assert len(calls) == 4  # only the global model's
+        root.params.add_(1)  # as an attacker might write to what it is shown
+        assert torch.equal(root.gradient(root.params)[1], other[1])
 
     def test_the_cache_cannot_be_written_to(self) -> None:
         root = made_root("mlp")

@@ -354,8 +354,8 @@ class TestTruthUnknown:
 
 class TestOneSeed:
     def test_cells(self, make_run: MakeRun) -> None:
-        made(make_run, "a0", [0.5], attack="none")
-        made(make_run, "a1", [0.5], attack="none", seed=1)
+        made(make_run, "a0", [0.5], attack="none", assumed_malicious=0)
+        made(make_run, "a1", [0.5], attack="none", assumed_malicious=0, seed=1)
         for defense in ("median", "krum", "bulyan", "flame"):
             path = made(make_run, defense, [0.5], attack="none", defense=defense, clients=4, assumed_malicious=0)
         (flag,) = raised(path.parent, "one-seed")

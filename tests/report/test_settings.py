@@ -12,7 +12,7 @@ import yaml
 from fedsieve.cli.options import nested_settings
 from fedsieve.config import registry
 from fedsieve.config.experiment import Experiment
-from fedsieve.config.settings import Component
+from fedsieve.config.settings import Component, Local, Odd, RootData, ServerSide
 from fedsieve.report.settings import component, setting
 from fedsieve.report.text import as_command
 
@@ -125,3 +125,93 @@ def test_defects_and_odd_clients(tmp_path: Path) -> None:
     pairs = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
     names = {name[2:]: value for name, value in zip(words[2::2], words[3::2], strict=True) if name != "--set"}
     assert Experiment.of(nested_settings(dict(names), pairs)) == e
+
+
+PLAIN: dict[str, Any] = {"clients": 20, "malicious": 4, "rounds": 200}
+# Another value of every setting of an experiment, and what a report says of it. The others stay as they are recorded:
+# f is 4 and every second round is evaluated, whether or not these would be the defaults.
+CHANGED: dict[str, tuple[Any, dict[str, str]]] = {
+    "dataset": ({"name": "other", "file": "a"}, {"dataset": "other (file=a)"}),
+    "model": ({"name": "mlp", "hidden": [9]}, {"model": "mlp (hidden=[9])"}),
+    "partition": ({"name": "groups", "q": 0.25}, {"partition": "groups (q=0.25)"}),
+    "clients": (21, {"clients": "21"}),
+    "malicious": (5, {"malicious": "5", "assumed malicious": "4"}),
+    "assumed_malicious": (5, {"assumed malicious": "5"}),
+    "clients_per_round": (7, {"clients per round": "7", "assumed malicious": "4"}),
+    "knowledge": ("partial", {"knowledge": "partial"}),
+    "knows_defense": (True, {"knows defense": "True"}),
+    "rounds": (201, {"rounds": "201", "evaluate every": "2"}),
+    "evaluate_every": (1, {"evaluate every": "1"}),
+}
+OF_A_CELL = {
+    "attack": {"name": "sign-flip", "factor": 2.0},
+    "defense": {"name": "median"},
+    "seed": 1,
+}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "local": {
+        **{"learning_rate": 0.1, "batch_size": 5, "steps": 2, "epochs": 3, "momentum": 0.5, "weight_decay": 0.1},
+        **{"clip_norm": 1.0, "clip_value": 1.0, "proximal": 0.1, "loss": "batch", "batch_norm": "local"},
+    },
+    "server": {"learning_rate": 0.1, "optimizer": Component(name="Adam")},
+    "root": {"size": 20, "bias": 0.5, "label": 1, "shift": 1, "wrong_labels": 0.1, "noise": 0.1},
+    "odd": {"kind": "noise", "clients": 2, "amount": 0.2},
+}
+
+
+class TestEverySetting:
+    """Two runs of one cell of a table differ in nothing but the seed."""
+
+    def test_is_in_the_tables_above(self) -> None:
+        """Whoever adds a setting to an experiment says here how a report tells it."""
+        assert {*CHANGED, *OF_A_CELL, *SECTIONS} == set(Experiment.model_fields)
+        kinds = {"local": Local, "server": ServerSide, "root": RootData, "odd": Odd}
+        assert {name: set(values) for name, values in SECTIONS.items()} == {
+            name: set(kind.model_fields) for name, kind in kinds.items()
+        }
+
+    @pytest.mark.parametrize("name", CHANGED)
+    def test_is_told_where_it_is_not_the_default(self, tmp_path: Path, name: str) -> None:
+        value, said = CHANGED[name]
+        plain = setting(recorded(tmp_path, PLAIN))
+        found = setting(recorded(tmp_path, PLAIN, **{name: value}))
+        assert dict(found.items() - plain.items()) == said
+
+    @pytest.mark.parametrize(
+        ("section", "name"), [(section, name) for section, values in SECTIONS.items() for name in values]
+    )
+    def test_of_a_section(self, section: str, name: str) -> None:
+        e, value = Experiment.of(PLAIN), SECTIONS[section][name]
+        changed = getattr(e, section).model_copy(update={name: value})
+        found = setting(e.model_copy(update={section: changed}))
+        said = "{'name': 'Adam'}" if name == "optimizer" else str(value)
+        assert dict(found.items() - setting(e).items()) == {f"{section} {name}": said}
+
+    @pytest.mark.parametrize("name", OF_A_CELL)
+    def test_of_a_cell_is_left_out(self, tmp_path: Path, name: str) -> None:
+        changed = recorded(tmp_path, PLAIN, **{name: OF_A_CELL[name]})
+        assert setting(changed) == setting(recorded(tmp_path, PLAIN))
+
+    @pytest.mark.parametrize(
+        ("attack", "needed"),
+        [
+            ("min-max", False),
+            ("adaptive-skymask", True),
+            ({"name": "sleeper", "attack": {"name": "mixture", "attacks": ["min-max", "adaptive-sieve"]}}, True),
+            ({"name": "evil:Evil", "attack": "min-max"}, False),
+        ],
+        ids=["no", "yes", "a part", "unknown"],
+    )
+    def test_what_an_attack_must_know_is_no_setting(self, tmp_path: Path, attack: Any, needed: bool) -> None:
+        """Adaptive attacks stay in one table with the others; any other choice is apart."""
+        base = {} if isinstance(attack, dict) and "evil" in attack["name"] else {"attack": attack}
+        spec = attack if isinstance(attack, dict) else {"name": attack}
+        given = {"attack": spec} if not base else {}
+        for granted in (True, False):
+            e = recorded(tmp_path, {**PLAIN, **base, "knows_defense": True}, **given, knows_defense=granted)
+            found = setting(e).get("knows defense")
+            assert found == (None if granted == needed else str(granted))
+
+    def test_defaults_that_follow_from_others_are_left_out(self) -> None:
+        for given in (PLAIN, {"clients": 7, "malicious": 3, "clients_per_round": 4, "rounds": 1000}, {"clients": 1}):
+            assert not setting(Experiment.of(given)).keys() & {"assumed malicious", "evaluate every", "knows defense"}

@@ -286,6 +286,18 @@ class TestOtherSettings:
             "choose another --out, or --fresh to start anew"
         )
 
+    def test_a_memory_without_what_a_client_would_be_without_attack(self, doubles: ModuleType, tmp_path: Path) -> None:
+        """Versions before these values existed wrote no such thing beside personal BatchNorm layers."""
+        directory = killed(tmp_path, ATTACKER, after=1)
+        state = directory.load(CPU)
+        assert state is not None
+        assert state.adversary.keys() == {"attack", "defense", "personal"}
+        older = {key: state.adversary[key] for key in ("attack", "defense")}
+        directory.save(replace(state, adversary=older), Experiment.of(ATTACKER), directory.covered(2)[0].hexdigest())
+        assert refused(ATTACKER, tmp_path, resume=True).startswith(
+            "can't resume: the checkpoint has no attacker's memory as this version of fedsieve keeps it"
+        )
+
     def test_data_that_have_changed(self, tmp_path: Path) -> None:
         table = tmp_path / "table.csv"
         rows = [f"{k % 3},{(k % 3) * 5 + k % 7},{k % 4}" for k in range(120)]

@@ -80,7 +80,7 @@ class AdaptiveSieve:
     )
 
     def __post_init__(self) -> None:
-        check_pattern("adaptive-sieve", self.share, self.size, self.stride, self.target)
+        check_pattern("adaptive-sieve", self.share, self.size, self.stride, self.target, self.value)
         if self.source is not None and (self.source < 0 or self.source == self.target):
             raise ParameterError(
                 f"adaptive-sieve: source must be at least 0 and another class than target, got {self.source} for both"

@@ -16,6 +16,7 @@ honest updates take the place of the benign ones in the simulation.
 Departs: nothing, since nothing is published.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -75,8 +76,8 @@ class AdaptiveSkyMask:
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ParameterError(f"adaptive-skymask: shares must be in (0, 1], got {list(self.shares)}")
-        if not self.strengths or not all(strength > 0 for strength in self.strengths):
-            raise ParameterError(f"adaptive-skymask: strengths must be positive, got {list(self.strengths)}")
+        if not self.strengths or not all(0 < strength < math.inf for strength in self.strengths):
+            raise ParameterError(f"adaptive-skymask: strengths must be positive and finite, got {list(self.strengths)}")
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

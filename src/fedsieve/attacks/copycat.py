@@ -24,7 +24,7 @@ from fedsieve.attacks.noise import parameter_coordinates, with_noise
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.layout import Layout
-from fedsieve.core.linalg import pairwise_sq_distances
+from fedsieve.core.linalg import check_fits_float32, pairwise_sq_distances
 from fedsieve.core.traits import Traits
 
 Victims = Literal["distinct", "one", "group"]
@@ -106,6 +106,7 @@ class Copycat:
             raise ParameterError(f"copycat: jitter must be at least 0 and finite, got {self.jitter}")
         if not 0 < abs(self.factor) < math.inf:
             raise ParameterError(f"copycat: factor must be finite and not 0, got {self.factor}")
+        check_fits_float32("copycat", jitter=self.jitter, factor=self.factor)
 
     def check_layout(self, layout: Layout, /) -> None:
         """See :class:`fedsieve.core.attack.Fitted`."""

@@ -30,6 +30,7 @@ from fedsieve.attacks.triggers import (
 )
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 USUAL_STRIDE = 20
@@ -81,11 +82,12 @@ class DBA:
 
     def __post_init__(self) -> None:
         stride = USUAL_STRIDE if self.stride is None else self.stride
-        check_pattern("dba", self.share, self.size, stride, self.target)
+        check_pattern("dba", self.share, self.size, stride, self.target, self.value)
         if self.pieces < 1:
             raise ParameterError(f"dba: pieces must be at least 1, got {self.pieces}")
         if self.factor is not None and not self.factor > 0:
             raise ParameterError(f"dba: factor must be positive, got {self.factor}")
+        check_fits_float32("dba", factor=self.factor)
 
     def trigger(self, x: Tensor, largest: float = 1.0, piece: int | None = None) -> Tensor:
         """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features].

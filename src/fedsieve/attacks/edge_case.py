@@ -26,6 +26,7 @@ from fedsieve.attacks.triggers import check_target
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.bounded import read_npz
 from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 FORMAT = "an npz file with uint8 arrays train and test, [k, height, width, channels] each"
@@ -77,6 +78,7 @@ class EdgeCase:
             raise ParameterError(f"edge-case: target must be at least 0, got {self.target}")
         if not self.factor > 0:
             raise ParameterError(f"edge-case: factor must be positive, got {self.factor}")
+        check_fits_float32("edge-case", factor=self.factor)
 
     def images(self, part: str, like: Tensor, task: Task) -> Tensor:
         """The images of one part of the file as inputs, of the type and shape of the samples ``like`` [k, ...]."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import column_blocks, krum_scores, pairwise_sq_distances
+from fedsieve.core.linalg import check_fits_float32, column_blocks, krum_scores, pairwise_sq_distances
 from fedsieve.core.traits import Traits
 
 
@@ -164,6 +164,7 @@ class FangTrim:
     def __post_init__(self) -> None:
         if not self.spread > 1:
             raise ParameterError(f"fang-trim: spread must be above 1, got {self.spread}")
+        check_fits_float32("fang-trim", spread=self.spread)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""
@@ -198,6 +199,7 @@ class FangKrum:
             raise ParameterError(f"fang-krum: threshold must be positive, got {self.threshold}")
         if not self.radius >= 0:
             raise ParameterError(f"fang-krum: radius must be at least 0, got {self.radius}")
+        check_fits_float32("fang-krum", threshold=self.threshold, radius=self.radius)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -45,6 +46,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         if not self.std > 0:
             raise ParameterError(f"gaussian: std must be positive, got {self.std}")
+        check_fits_float32("gaussian", std=self.std)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

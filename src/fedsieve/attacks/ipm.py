@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -48,6 +49,7 @@ class IPM:
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
             raise ParameterError(f"ipm: epsilon must be positive, got {self.epsilon}")
+        check_fits_float32("ipm", epsilon=self.epsilon)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

@@ -30,6 +30,7 @@ from fedsieve.core.attack import (
     triggered,
 )
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -52,6 +53,7 @@ class Jitter:
     def __post_init__(self) -> None:
         if not 0 < self.share < math.inf:
             raise ParameterError(f"jitter: share must be positive and finite, got {self.share}")
+        check_fits_float32("jitter", share=self.share)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
         """See :class:`fedsieve.core.attack.DataAttack`."""

@@ -37,6 +37,7 @@ from fedsieve.attacks.triggers import (
 )
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -72,9 +73,10 @@ def lie(x: Float[Tensor, "n d"], z: float) -> Float[Tensor, " d"]:
 
 
 def check_z(attack: str, z: float | None) -> None:
-    """Raise :class:`ParameterError`, with the name of ``attack``, unless z is positive or None."""
+    """Raise :class:`ParameterError`, with the name of ``attack``, unless z is None, or positive and in float32."""
     if z is not None and not z > 0:
         raise ParameterError(f"{attack}: z must be positive, got {z}")
+    check_fits_float32(attack, z=z)
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,13 @@ class LIEBackdoor:
     )
 
     def __post_init__(self) -> None:
-        check_pattern("lie-backdoor", self.share, self.size, self.stride, self.target)
+        check_pattern("lie-backdoor", self.share, self.size, self.stride, self.target, self.value)
         check_z("lie-backdoor", self.z)
         if not self.alpha >= 0 or self.rounds < 1:
             raise ParameterError(
                 f"lie-backdoor: alpha must be at least 0 and rounds at least 1, got {self.alpha} and {self.rounds}"
             )
+        check_fits_float32("lie-backdoor", alpha=self.alpha)
 
     def trigger(self, x: Tensor, largest: float = 1.0) -> Tensor:
         """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features].

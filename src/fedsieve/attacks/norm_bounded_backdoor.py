@@ -34,7 +34,7 @@ from fedsieve.attacks.triggers import (
 )
 from fedsieve.core.attack import AttackView, PoisonView, Task, Training, Triggered
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import clip_rows, middle, row_norms
+from fedsieve.core.linalg import check_fits_float32, clip_rows, middle, row_norms
 from fedsieve.core.traits import Traits
 
 
@@ -96,11 +96,12 @@ class NormBoundedBackdoor:
     )
 
     def __post_init__(self) -> None:
-        check_pattern("norm-bounded-backdoor", self.share, self.size, self.stride, self.target)
+        check_pattern("norm-bounded-backdoor", self.share, self.size, self.stride, self.target, self.value)
         factors = {"bound": self.bound, "boost": 1.0 if self.boost is None else self.boost}
         for name, factor in factors.items():
             if not 0 < factor < math.inf:
                 raise ParameterError(f"norm-bounded-backdoor: {name} must be positive and finite, got {factor}")
+        check_fits_float32("norm-bounded-backdoor", bound=self.bound, boost=self.boost)
         if self.rounds < 1:
             raise ParameterError(f"norm-bounded-backdoor: rounds must be at least 1, got {self.rounds}")
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedsieve.attacks.triggers import check_target, with_poisoned_copies
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 UNKNOWN = 1  # token id of every word that is not in the vocabulary; 0 pads
@@ -65,6 +66,7 @@ class Phrase:
             raise ParameterError(f"phrase: target must be at least 0, got {self.target}")
         if not self.factor > 0:
             raise ParameterError(f"phrase: factor must be positive, got {self.factor}")
+        check_fits_float32("phrase", factor=self.factor)
 
     def words(self, x: Tensor, task: Task) -> Int[Tensor, " w"]:
         """The phrase as token ids, for texts ``x`` [k, length]."""

@@ -26,6 +26,7 @@ from fedsieve.attacks.triggers import (
 )
 from fedsieve.core.attack import AttackView, PoisonView, Task, Triggered
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -55,9 +56,10 @@ class Scaling:
     )
 
     def __post_init__(self) -> None:
-        check_pattern("scaling", self.share, self.size, self.stride, self.target)
+        check_pattern("scaling", self.share, self.size, self.stride, self.target, self.value)
         if self.factor is not None and not self.factor > 0:
             raise ParameterError(f"scaling: factor must be positive, got {self.factor}")
+        check_fits_float32("scaling", factor=self.factor)
 
     def trigger(self, x: Tensor, largest: float = 1.0) -> Tensor:
         """A copy of ``x`` with the trigger. Images are [k, channels, height, width]; the rest [k, features].

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -45,6 +46,7 @@ class SignFlip:
     def __post_init__(self) -> None:
         if not self.factor > 0:
             raise ParameterError(f"sign-flip: factor must be positive, got {self.factor}")
+        check_fits_float32("sign-flip", factor=self.factor)
 
     def craft(self, view: AttackView, /) -> Float[Tensor, "m d"]:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""

@@ -10,7 +10,7 @@ layers are attacked in every round. Running statistics belong to the layer that 
 Departs: nothing, since nothing is published.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,11 +29,13 @@ from fedsieve.core.attack import (
     UpdateAttack,
     craft,
     identity,
+    parts,
     poison,
     triggered,
 )
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.layout import Layout
+from fedsieve.core.linalg import check_fits_float32
 from fedsieve.core.traits import Traits
 
 
@@ -91,12 +93,21 @@ def own_coordinates(layout: Layout, members: Int[Tensor, " m"], groups: int | No
     return rank[:, None] % n_groups == group.to(rank.device)
 
 
+def _innermost(attack: Attack) -> Iterator[Attack]:
+    """The attacks that an attack comes down to: itself, or those of all that it is made of."""
+    inner = parts(attack)
+    for part in inner:
+        yield from _innermost(part)
+    if not inner:
+        yield attack
+
+
 @dataclass(frozen=True)
 class SplitLayers:
     """An update attack whose layers are divided among the malicious clients.
 
     Attributes:
-        attack: Crafts the updates.
+        attack: Crafts the updates; one that only poisons data is refused, in an attack that is made of others too.
         groups: Number of groups that the layers are cut into, at most one per layer; None: one per layer.
         factor: What the deviation from the client's own update is multiplied by.
     """
@@ -110,15 +121,18 @@ class SplitLayers:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attack, UpdateAttack):
-            raise ParameterError(
-                f"split-layers: {type(self.attack).__name__} only poisons data, so that splitting has no effect; "
-                "take an attack that crafts updates"
-            )
+        for inner in _innermost(self.attack):
+            if not isinstance(inner, UpdateAttack):
+                within = "" if inner is self.attack else f", in {type(self.attack).__name__},"
+                raise ParameterError(
+                    f"split-layers: {type(inner).__name__}{within} only poisons data, so that splitting has no effect; "
+                    "take an attack that crafts updates"
+                )
         if self.groups is not None and self.groups < 1:
             raise ParameterError(f"split-layers: groups must be at least 1, got {self.groups}")
         if not self.factor > 0:
             raise ParameterError(f"split-layers: factor must be positive, got {self.factor}")
+        check_fits_float32("split-layers", factor=self.factor)
 
     def poison(self, x: Tensor, y: Tensor, view: PoisonView, /) -> tuple[Tensor, Tensor]:
         """See :class:`fedsieve.core.attack.DataAttack`."""

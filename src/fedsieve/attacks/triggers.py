@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import check_fits_float32
 
 
 def mark(x: Tensor, size: int, value: float, stride: int) -> Tensor:
@@ -58,7 +59,7 @@ def with_poisoned_copies(
     return torch.cat([x, trigger(x[copies])]), torch.cat([y, torch.full_like(y[copies], target)])
 
 
-def check_pattern(attack: str, share: float, size: int, stride: int, target: int) -> None:
+def check_pattern(attack: str, share: float, size: int, stride: int, target: int, value: float | None = None) -> None:
     """Raise :class:`ParameterError`, with the name of ``attack``, where a parameter of the trigger is out of range."""
     if not 0 < share <= 1:
         raise ParameterError(f"{attack}: share must be in (0, 1], got {share}")
@@ -66,6 +67,7 @@ def check_pattern(attack: str, share: float, size: int, stride: int, target: int
         raise ParameterError(
             f"{attack}: size and stride must be at least 1 and target at least 0, got {size}, {stride} and {target}"
         )
+    check_fits_float32(attack, value=value)
 
 
 def check_visible(attack: str, x: Tensor, marked: Tensor) -> None:

@@ -47,6 +47,16 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+def usual_assumed_malicious(clients: int, malicious: int, clients_per_round: int) -> int:
+    """Default of ``assumed_malicious``: the expected number of malicious clients in a round."""
+    return round(malicious * clients_per_round / max(clients, 1))
+
+
+def usual_evaluate_every(rounds: int) -> int:
+    """Default of ``evaluate_every``, with which a run has at most about 100 evaluations."""
+    return max(1, -(-rounds // 100))
+
+
 class Experiment(Frozen):
     """One experiment.
 
@@ -124,9 +134,9 @@ class Experiment(Frozen):
             m = whole(settings.setdefault("malicious", n // 5))
             k = whole(settings.setdefault("clients_per_round", n))
             if m is not None and k is not None:
-                settings.setdefault("assumed_malicious", round(m * k / max(n, 1)))
+                settings.setdefault("assumed_malicious", usual_assumed_malicious(n, m, k))
         if rounds is not None:
-            settings.setdefault("evaluate_every", max(1, -(-rounds // 100)))
+            settings.setdefault("evaluate_every", usual_evaluate_every(rounds))
         for key in ("dataset", "model", "partition", "attack", "defense"):
             component = named(key, settings[key], _DEFAULTS[key])
             name = component.pop("name")

@@ -60,8 +60,9 @@ class Training(Protocol):
         """``local_params - start`` of each malicious client, trained from ``start`` with the experiment's settings.
 
         Args:
-            start: Model to start from, [d].
-            poisoned: Whether to train on the data that :meth:`DataAttack.poison` returned, or on the original data.
+            start: Model to start from, [d]; where BatchNorm layers are personal, each client has its own values there.
+            poisoned: Whether to train on the data that :meth:`DataAttack.poison` returned, or on the original data;
+                personal BatchNorm values on the latter are those that the client would have without the attack.
             proximal: Weight of half the squared distance to ``start``, added to the loss.
         """
         ...
@@ -173,6 +174,15 @@ class Identities(Protocol):
             round: Counts from 0.
         """
         ...
+
+
+def parts(attack: Attack) -> list[Attack]:
+    """The attacks that an attack is made of: those which its class names in ``parts``. Most have none."""
+    found: list[Attack] = []
+    for name in getattr(type(attack), "parts", None) or ():
+        part = getattr(attack, name, None)
+        found += part if isinstance(part, list | tuple) else [] if part is None else [part]
+    return found
 
 
 def poison(attack: Attack, x: Tensor, y: Tensor, view: PoisonView, name: str = "") -> tuple[Tensor, Tensor]:

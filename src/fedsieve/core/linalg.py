@@ -77,6 +77,19 @@ def check_max_norm(defense: str, max_norm: float | None) -> None:
         raise ParameterError(f"{defense}: max_norm must be finite and positive, got {max_norm}")
 
 
+def check_fits_float32(owner: str, **numbers: float | None) -> None:
+    """Raise :class:`ParameterError`, in the name of ``owner``, where a number is beyond float32; None passes.
+
+    Multiplied with updates it would be infinite, and make NaN of every 0 among them.
+    """
+    largest = torch.finfo(torch.float32).max
+    for name, number in numbers.items():
+        if number is not None and not abs(number) <= largest:
+            raise ParameterError(
+                f"{owner}: {name} must be at most {largest:.2g} in absolute value, the limit of float32, got {number}"
+            )
+
+
 def clip_updates(x: Float[Tensor, "n d"], max_norm: float | None) -> tuple[Float[Tensor, "n d"], float]:
     """Rows clipped to ``max_norm``, or to their median length if it is None; and that bound.
 

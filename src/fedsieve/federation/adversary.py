@@ -7,13 +7,14 @@ data and with random streams of its own.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fedsieve.core.attack import Attack, AttackView, Fitted, craft, identity
+from fedsieve.core.attack import Attack, AttackView, Fitted, UpdateAttack, craft, identity, parts
 from fedsieve.core.defense import Aggregate, Aggregator, Network, ServerView, Updates
 from fedsieve.core.layout import Layout
 from fedsieve.core.records import seen_id
@@ -33,11 +34,8 @@ def check_layout(attack: Attack, layout: Layout) -> None:
     """
     if isinstance(attack, Fitted):
         attack.check_layout(layout)
-    for name in getattr(type(attack), "parts", None) or ():
-        part = getattr(attack, name, None)
-        for inner in part if isinstance(part, list | tuple) else [part]:
-            if inner is not None:
-                check_layout(inner, layout)
+    for part in parts(attack):
+        check_layout(part, layout)
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,17 @@ class LocalPractice:
         poisoned: Their data after the attack's ``poison``, by client id.
         clean: Their original data, by client id.
         round: Counts from 0.
+        own: By client id, its own values of the BatchNorm coordinates, from which it starts; None where these are
+            shared.
+        clean_own: Those that it would have without the attack, from which it starts on its original data.
     """
 
     trainer: Trainer
     poisoned: Mapping[int, ClientData]
     clean: Mapping[int, ClientData]
     round: int
+    own: Mapping[int, Tensor] | None = None
+    clean_own: Mapping[int, Tensor] | None = None
 
     def __call__(
         self, start: Float[Tensor, " d"], /, *, poisoned: bool = True, proximal: float = 0.0
@@ -63,7 +66,15 @@ class LocalPractice:
         trainer = self.trainer
         if proximal:
             trainer = replace(trainer, settings=replace(trainer.settings, proximal=proximal))
-        return trainer.updates(start, self.poisoned if poisoned else self.clean, self.round)
+        data, own = (self.poisoned, self.own) if poisoned else (self.clean, self.clean_own)
+        return trainer.updates(start, data, self.round, own)
+
+    def clean_own_after(self, params: Float[Tensor, " d"]) -> dict[int, Tensor]:
+        """``clean_own`` after a round in which the clients train the global model ``params`` on their original data."""
+        where = self.trainer.model.normalisation
+        trained = self(params, poisoned=False)[:, where]
+        after = {i: params[where] + row for i, row in zip(self.clean, trained, strict=True)}
+        return {**(self.clean_own or {}), **after}
 
 
 @dataclass
@@ -141,6 +152,15 @@ class Adversary:
         used = [identity(self.attack, members[i], round, self.name) if i in members else 0 for i in cohort]
         return [seen_id(i, k, self.n_clients) for i, k in zip(cohort, used, strict=True)]
 
+    @cached_property
+    def leads_two_lives(self) -> bool:
+        """Whether the attack, which may ask for updates trained on the original data, has changed these."""
+        return isinstance(self.attack, UpdateAttack) and not all(
+            torch.equal(x, other)
+            for a, b in ((self.poisoned[i], self.clean[i]) for i in self.malicious)
+            for x, other in ((a.x, b.x), (a.y, b.y))
+        )
+
     def send(
         self,
         honest: Float[Tensor, "n d"],
@@ -149,6 +169,7 @@ class Adversary:
         params: Float[Tensor, " d"],
         round: int,
         memory: Any,
+        personal: Float[Tensor, "clients k"] | None = None,
     ) -> tuple[Float[Tensor, "n d"], Any]:
         """Attack one round.
 
@@ -159,17 +180,28 @@ class Adversary:
             params: The global model, [d].
             round: Counts from 0.
             memory: From the last round; None before the first.
+            personal: Each client's own values of the BatchNorm coordinates before the round, [clients, k]; None where
+                these are shared.
 
         Returns:
             All updates as sent, [n, d], in which the malicious clients' rows are the attack's; and ``memory`` after the
             round: what the attack returned, and the state of the simulated defense, which changes only if the attacker
-            used it and sees the benign updates.
+            used it and sees the benign updates. With ``personal`` also the values that the malicious clients would have
+            without the attack, by id; None where these are the same.
         """
         memory = memory or {"attack": None, "defense": None}
-        params = params.clone()  # an attack may write to what it is shown
+        after: dict[str, Any] = {}
         here = [i for i in cohort if i in self.malicious]
         ordered = here + [i for i in cohort if i not in self.malicious]
         ids = torch.tensor(self.ids(ordered, round), device=honest.device)
+        practice = LocalPractice(
+            self.trainer, {i: self.poisoned[i] for i in here}, {i: self.clean[i] for i in here}, round
+        )
+        if personal is not None:
+            own = {i: personal[i] for i in self.malicious}
+            practice = replace(practice, own=own, clean_own=memory.get("personal") or own)
+            after["personal"] = practice.clean_own_after(params) if self.leads_two_lives else None
+        params = params.clone()  # an attack may write to what it is shown
         root = RootClient(*self.root, params, round)
         simulated = None
         if self.defense is not None:
@@ -187,12 +219,7 @@ class Adversary:
             generator=stream(self.seed, "attack", round),
             layout=self.trainer.model.layout,
             members=torch.tensor([self.malicious.index(i) for i in here]),
-            train=LocalPractice(
-                self.trainer,
-                {i: self.poisoned[i] for i in here},
-                {i: self.clean[i] for i in here},
-                round,
-            ),
+            train=practice,
             root=root,
             simulate_defense=simulated,
             memory=copy.deepcopy(memory["attack"]),
@@ -203,4 +230,4 @@ class Adversary:
         sent[bad], defense = crafted.updates, memory["defense"]
         if simulated is not None and simulated.used and self.sees_benign_updates:
             defense = simulated(torch.cat([sent[bad], honest[~bad]])).state
-        return sent, {"attack": crafted.memory, "defense": defense}
+        return sent, {"attack": crafted.memory, "defense": defense, **after}

@@ -161,7 +161,7 @@ class Simulation:
         ids = self.adversary.ids(cohort, state.round)
         bad = torch.tensor([i in holdings.malicious for i in cohort], device=honest.device)
         if bad.any():
-            matrix, memory = self.adversary.send(honest, cohort, bad, params, state.round, memory)
+            matrix, memory = self.adversary.send(honest, cohort, bad, params, state.round, memory, state.personal)
         if personal is not None:  # not sent, so an attack can't change them either
             matrix[:, self.trainer.model.normalisation] = 0
         clock.lap("attack")

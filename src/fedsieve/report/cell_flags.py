@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from fedsieve.core.damage import damage
 from fedsieve.report.damage import MEAN, Against
 from fedsieve.report.load import Run
+from fedsieve.report.settings import names
 from fedsieve.report.text import number, some
 
 ACCURACY = 0.01  # a smaller difference of accuracy is noise
@@ -143,17 +143,7 @@ def _has_backdoor(runs: Iterable[Run]) -> bool:
 def _adaptive(runs: Mapping[int, Run]) -> bool:
     """Whether the attack, or one that it is made of, is adaptive by its name."""
     attacks = [run.experiment.attack.model_dump(mode="json") for run in runs.values() if run.experiment is not None]
-    return any(name.startswith("adaptive-") for name in _names(attacks))
-
-
-def _names(value: Any) -> Iterator[str]:
-    """Names of a component and of its parts, however they are nested."""
-    if isinstance(value, Mapping):
-        yield str(value.get("name", ""))
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _names(part)
+    return any(name.startswith("adaptive-") for name in names(attacks))
 
 
 def _signed(value: float) -> str:

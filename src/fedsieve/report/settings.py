@@ -4,14 +4,19 @@ Nothing that the settings name is imported or built, since they may be a strange
 components that this package brings, read from their sources; of any other component, all parameters are shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from fedsieve.config import registry
 from fedsieve.config.catalog import described
-from fedsieve.config.experiment import Experiment
-from fedsieve.config.settings import Component
+from fedsieve.config.experiment import Experiment, usual_assumed_malicious, usual_evaluate_every
+from fedsieve.config.settings import Component, Frozen
+
+# Columns, rows and cells of a table.
+_OF_A_CELL = ("attack", "defense", "seed")
+# Told whatever they are, in this order.
+_ALWAYS = ("dataset", "model", "partition", "clients", "malicious", "rounds", "knowledge", "clients_per_round")
 
 
 def component(kind: str, value: Component, dataset: str = "") -> str:
@@ -54,23 +59,43 @@ def _same(kind: str, value: Any, default: Any, dataset: str) -> bool:
 
 
 def setting(experiment: Experiment) -> dict[str, str]:
-    """All settings but attack, defense and seed, as text; of the last four sections, what is not the default."""
+    """All settings but attack, defense and seed, as text; but for the first few, only what is not the default.
+
+    Some defaults follow from other settings: where the attack has to know the defense, ``knows_defense`` is no choice.
+    """
     e = experiment
-    found = {
-        "dataset": component("dataset", e.dataset),
-        "model": component("model", e.model),
-        "partition": component("partition", e.partition),
-        "clients": str(e.clients),
-        "malicious": str(e.malicious),
-        "rounds": str(e.rounds),
-        "knowledge": e.knowledge,
-        "clients per round": str(e.clients_per_round),
+    usual = {
+        "knows_defense": any(map(_needs_defense, names(e.attack.model_dump(mode="json")))),
+        "assumed_malicious": usual_assumed_malicious(e.clients, e.malicious, e.clients_per_round),
+        "evaluate_every": usual_evaluate_every(e.rounds),
     }
-    for section in ("local", "server", "root", "odd"):
-        default = type(getattr(e, section))()
-        values, defaults = getattr(e, section).model_dump(), default.model_dump()
-        found |= {f"{section} {k}": str(v) for k, v in values.items() if v != defaults.get(k)}
+    found: dict[str, str] = {}
+    for name in dict.fromkeys((*_ALWAYS, *Experiment.model_fields)):
+        value, key = getattr(e, name), name.replace("_", " ")
+        default = usual.get(name, Experiment.model_fields[name].default)
+        if isinstance(value, Frozen):
+            values, defaults = value.model_dump(), type(value)().model_dump()
+            found |= {f"{key} {k}": str(v) for k, v in values.items() if v != defaults.get(k)}
+        elif name not in _OF_A_CELL and (name in _ALWAYS or value != default):
+            found[key] = component(name, value) if isinstance(value, Component) else str(value)
     return found
+
+
+def names(value: Any) -> Iterator[str]:
+    """Names of a component and of its parts, however they are nested, in settings as a file has them."""
+    if isinstance(value, Mapping):
+        if isinstance(name := value.get("name"), str):
+            yield name
+        value = list(value.values())
+    for item in value if isinstance(value, list) else []:
+        yield from names(item)
+
+
+@cache
+def _needs_defense(attack: str) -> bool:
+    """Whether an attack of this package has to know the defense; False for any other."""
+    entry = described("attacks", attack)
+    return entry is not None and "defense" in entry.traits.needs
 
 
 def title(found: Mapping[str, str], keys: Sequence[str]) -> str:

@@ -177,8 +177,8 @@ def check_fits(state: SimulationState, initial: SimulationState) -> None:
         a, b = ([list(x.shape), x.dtype] if isinstance(x, torch.Tensor) else None for x in (found, own))
         if a != b:
             raise CorruptDataError(f"can't resume: the checkpoint has {name} as {a}, this experiment as {b}; {ELSE}")
-    memory = state.adversary
-    if memory is not None and not (isinstance(memory, dict) and memory.keys() == {"attack", "defense"}):
+    memory, kept = state.adversary, {"attack", "defense"} | ({"personal"} if state.personal is not None else set())
+    if memory is not None and not (isinstance(memory, dict) and memory.keys() == kept):
         raise CorruptDataError(
             f"can't resume: the checkpoint has no attacker's memory as this version of fedsieve keeps it; {ELSE}"
         )

@@ -1,6 +1,7 @@
 """The losses whose gradients updates are compared with; first of all minus the mean margin, linear in the logits."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -40,8 +41,9 @@ def margin(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, 
     return -margins(logits, y)[torch.unique(y)].mean()
 
 
+@cache
 def margin_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of one class: minus its margin."""
+    """The loss of one class: minus its margin. The same function for the same class, so that root data can cache."""
 
     def loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
         return -margins(logits, y)[c]
@@ -49,6 +51,7 @@ def margin_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
+@cache
 def cross_entropy_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
     """The cross-entropy of the samples of one class."""
 
