@@ -67,11 +67,12 @@ class RootClient:
         """A loss on the root data and its gradient; BatchNorm normalises with the statistics of the root batch."""
         chosen = LOSSES[loss] if isinstance(loss, str) else loss
         known = self._slopes.get(loss)
-        if known is None or not torch.equal(known[0], flat):
-            known = (flat.clone(), *self.trainer.model.gradient(flat, *self.data, chosen, self._draws))
-            if torch.equal(flat, self.params):
-                self._slopes[loss] = known
-        return known[1].clone(), known[2].clone()
+        if known is not None and torch.equal(known[0], flat):
+            return known[1].clone(), known[2].clone()
+        value, gradient = self.trainer.model.gradient(flat, *self.data, chosen, self._draws)
+        if torch.equal(flat, self.params):
+            self._slopes[loss] = (flat.clone(), value.clone(), gradient.clone())
+        return value, gradient
 
     def update(self) -> Float[Tensor, " d"]:
         """The update of a client that trains on the root data, with the random numbers of client -1."""

@@ -48,8 +48,8 @@ def guide(
         fit: How well root data fit the clients, in [0, 1].
 
     Returns:
-        The step, and the factor on it, 1 to 1/8. Together they are at most as long as ``update`` and the mean held-out
-        update.
+        The step, no longer than ``update`` and the mean held-out update together, and the factor it was shortened by,
+        1 to 1/8.
     """
     held = references.held_out[: references.n_balanced].double()
     own = held.mean(dim=0) if len(held) else torch.zeros_like(update)
