@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check lint types bench bench-smoke matrix torture audit lock clean
+.PHONY: demo test check lint types bench bench-smoke bench-others matrix torture audit lock clean
 
 demo: .venv/ready  ## a federation under attack, on data that ships with scikit-learn; about a minute
 	$(BIN)/python examples/demo.py
@@ -19,11 +19,13 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-bench: .venv/ready  ## speed as ratios to the obvious implementation
+bench: .venv/ready  ## every goal with figure, ratio and verdict, to docs/results/bench.md; twenty minutes on two cores
 	$(BIN)/python benchmarks/bench.py
 
 bench-smoke: .venv/ready  ## that the benchmarks run and compute the same on both sides
 	$(BIN)/python benchmarks/bench.py --smoke
+
+bench-others: build/others/ready  ## Flower and ByzFL for `make bench`, in an environment of their own
 
 matrix: .venv/ready  ## every attack against every defense on the digits; about seven minutes on two cores
 	$(BIN)/python examples/matrix.py
@@ -46,6 +48,13 @@ lock: constraints.txt  ## the hashes that CI checks
 
 clean:
 	rm -rf .venv build demo runs reproduced report .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Flower needs other versions than we do; ByzFL's rules need none of the plotting that it asks for.
+build/others/ready:
+	$(PYTHON) -m venv build/others
+	build/others/bin/python -m pip install --quiet --disable-pip-version-check 'flwr[simulation]==1.42.0' torch==2.13.0 scipy
+	build/others/bin/python -m pip install --quiet --disable-pip-version-check --no-deps byzfl==0.0.11
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,175 +1,123 @@
-"""Speed as ratios to the obvious implementation, in one process: `make bench`.
+"""Every goal with its figure, ratio and verdict: `make bench`, at most twenty minutes on two cores.
 
-Absolute times depend on the machine; each pair is run in turn, A B A B ..., and the median ratio is printed. `--smoke`
-runs every pair once on small inputs and checks that both sides compute the same; it measures nothing.
+Absolute times depend on the machine; what is compared is timed in turn in one process, and medians are shown. CPU
+figures go to benchmarks/cpu.json and, with those of a GPU in benchmarks/gpu.json, to docs/results/bench.md. What was
+not measured is shown as not run.
+
+On a machine with a GPU: `python benchmarks/bench.py --device cuda --out benchmarks/gpu.json`, two minutes; `--profile`
+prints what a profiler counts in each phase. `--only` runs some parts, or some blocks of the GPU's, and leaves the other
+figures as they are.
 """
 
 import argparse
+import io
+import sys
 import time
-from collections.abc import Callable
-from statistics import median
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
 
-import torch
+from goals import PARTS
+from harness import HEADS, Measured, counts, keep, kept, machine, markdown, rows, together, told
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from fedsieve.aggregators.geometric_median import geometric_median
-from fedsieve.aggregators.median import median as median_of_columns
-from fedsieve.aggregators.trimmed_mean import trimmed_mean
-from fedsieve.core.linalg import pairwise_sq_distances
-from fedsieve.core.seeding import stream
-from fedsieve.detectors.skymask.masks import masked_mean, train_masks
-from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
-from fedsieve.federation.root import RootClient
-from fedsieve.models.cnn import CNN
-from fedsieve.models.flat import FlatModel, build_module
-from fedsieve.models.logistic_regression import LogisticRegression
-from fedsieve.models.mlp import MLP
-
-REPEATS = 5
-Work = Callable[[], Any]
+HERE = Path(__file__).resolve().parent
+CPU, GPU, PAGE = HERE / "cpu.json", HERE / "gpu.json", HERE.parent / "docs" / "results" / "bench.md"
+ON_CPU = [part for part in PARTS if part != "gpu"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one run of each on small inputs, compared")
-    smoke = parser.parse_args().smoke
-    found = pairs(n=12 if smoke else 100)
-    if smoke:
-        for name, ours, obvious in found:
-            compare(name, ours(), obvious())
-        print(f"{len(found)} benchmarks run, and both sides of each agree")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("what", "ours, s", "the obvious way, s", "times faster"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for name, ours, obvious in found:
-        ours(), obvious()  # warm up
-        times = [(clock(ours), clock(obvious)) for _ in range(REPEATS)]
-        table.add_row(
-            name,
-            f"{median(a for a, _ in times):.3f}",
-            f"{median(b for _, b in times):.3f}",
-            f"{median(b / a for a, b in times):.1f}",
-        )
-    Console().print(table)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, medians of {REPEATS}")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"run some of: {', '.join(ON_CPU)}")
+    parser.add_argument("--smoke", action="store_true", help="everything once on small inputs; writes nothing")
+    parser.add_argument("--device", default="cpu", help="cpu (default), or cuda for what needs a GPU")
+    parser.add_argument("--out", type=Path, help="file of the figures: benchmarks/cpu.json or benchmarks/gpu.json")
+    parser.add_argument("--profile", action="store_true", help="with --device cuda: print what a profiler counts, too")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page from the files")
+    options = parser.parse_args()
+    on_gpu, only = options.device != "cpu", options.only or []
+    known = list(import_module("gpu").BLOCKS) if on_gpu else ON_CPU
+    if unknown := [name for name in only if name not in known]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    if options.smoke:
+        smoke(only or ON_CPU)
+    elif on_gpu:
+        blocks = only or [name for name in known if name != "profile"]
+        blocks += ["profile"] if options.profile and "profile" not in blocks else []
+        out = options.out or GPU
+        import_module("gpu").measure(options.device, False, blocks, out)
+        show({"gpu": together(kept(out))}, ["gpu"])
+    else:
+        out = options.out or CPU
+        if not options.page:
+            measure(only or ON_CPU, out)
+        found = figures(out, GPU)
+        PAGE.write_text(page(found), encoding="utf-8")
+        show(found, list(PARTS))
 
 
-def compare(name: str, ours: Any, obvious: Any) -> None:
-    """Raise where the two sides of a benchmark differ by more than rounding."""
-    if ours is not None and obvious is not None:
-        torch.testing.assert_close(ours.double(), obvious.double(), rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}")
+def measure(parts: Sequence[str], out: Path) -> None:
+    """Measure some parts, each written when it is done."""
+    for part in parts:
+        print(f"{part} ...", end=" ", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        found: Measured = import_module(part).measure(False)
+        took = round(time.perf_counter() - start)
+        keep(out, part, Measured(found.figures, machine(), found.notes, {**found.details, "seconds": took}))
+        print(f"{took} s", file=sys.stderr, flush=True)
 
 
-def clock(work: Work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def figures(cpu: Path, gpu: Path) -> dict[str, Measured | None]:
+    """Every part as it was measured last; None for one that was not."""
+    found = kept(cpu)
+    return {part: together(kept(gpu)) if part == "gpu" else found.get(part) for part in PARTS}
 
 
-def pairs(n: int) -> list[tuple[str, Work, Work]]:
-    """Name, our way, the obvious way: each the same result, for n clients."""
-    cnn, params, clients = federation(CNN, (1, 28, 28), n)
-    trainer = Trainer(cnn, LocalTraining(), 0)
-    updates = trainer.updates(params, clients, 0)
-    root = RootClient(trainer, clients[0], 10, params, 0)
-    f, sizes = n // 5, f"n={n}, d={cnn.layout.size:,}"
+def smoke(parts: Sequence[str]) -> None:
+    """Run everything once on small inputs, what needs a GPU on the CPU; both sides of the pairs are compared."""
+    found: dict[str, Measured | None] = {part: import_module(part).measure(True) for part in parts}
+    gpu = import_module("gpu")
+    with redirect_stdout(io.StringIO()):
+        found["gpu"] = together(gpu.measure("cpu", True, list(gpu.BLOCKS)))
+    failed = [note for m in found.values() if m for note in m.notes if " failed: " in note]
+    if failed:
+        sys.exit("\n".join(failed))
+    n = sum(len(rows(part, m)) for part, m in found.items())
+    print(f"{n} rows of {len(found)} parts were measured on small inputs")
 
-    def ours_masks() -> Tensor:
-        settings = {"learning_rate": 1e7, "clip": 1e-7, "max_steps": 5, "tolerance": 0.0}
-        return train_masks(updates, params, root, **settings)[0]
 
-    def autograd_masks() -> Tensor:
-        masks = torch.ones_like(updates, requires_grad=True)
-        for _ in range(5):
-            mean = params + masked_mean(updates, masks)
-            outer = root.gradient(mean.detach())[1]
-            (gradient,) = torch.autograd.grad(mean, masks, outer)
-            with torch.no_grad():
-                masks -= 1e7 * gradient.clamp(-1e-7, 1e-7)
-        return masks.detach()
-
-    def distances_by_cdist() -> Tensor:
-        x = updates.double()
-        return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-    found: list[tuple[str, Work, Work]] = [
-        (f"SkyMask, 5 mask steps, {sizes}: closed form / autograd", ours_masks, autograd_masks),
-        (
-            f"trimmed mean, {sizes}: ours / torch.sort",
-            lambda: trimmed_mean(updates, f),
-            lambda: updates.sort(dim=0).values[f : n - f].mean(dim=0),
-        ),
-        (
-            f"median, {sizes}: ours / torch.sort",
-            lambda: median_of_columns(updates),
-            lambda: updates.sort(dim=0).values[(n - 1) // 2 : n // 2 + 1].mean(dim=0),
-        ),
-        (
-            f"geometric median, {sizes}, 100 iterations: on inner products / on the updates",
-            lambda: geometric_median(updates, tolerance=0.0),
-            lambda: weiszfeld_on_updates(updates),
-        ),
-        (
-            f"pairwise distances, {sizes}: ours / torch.cdist in float64",
-            lambda: pairwise_sq_distances(updates),
-            distances_by_cdist,
-        ),
+def page(found: Mapping[str, Measured | None]) -> str:
+    """The page in Markdown."""
+    said = ", ".join(f"{k} {verdict}" for verdict, k in counts(found).items())
+    parts = [
+        "# Benchmarks",
+        f"Written by `make bench`, not by hand. Every goal has a row, whether it was measured or not: **{said}**. What "
+        "is compared was timed in turn in one process; figures are medians. [scaling.md](../scaling.md) says how costs "
+        "grow, and what larger federations than these would cost.",
     ]
-    for name, factory, shape in (
-        ("logistic regression, 561 features", LogisticRegression, (561,)),
-        ("mlp, 64 features", MLP, (1, 8, 8)),
-        ("cnn, 28 x 28 pixels", CNN, (1, 28, 28)),
-    ):
-        model, start, data = federation(factory, shape, n)
-        cohort = Trainer(model, LocalTraining(), 0)
-        found.append(
-            (
-                f"local training, {n} clients, {name}: cohort / client by client",
-                lambda cohort=cohort, start=start, data=data: cohort.updates(start, data, 0),
-                lambda model=model, start=start, data=data: client_by_client(model, start, data),
-            )
-        )
-    return found
+    for part, measured in found.items():
+        parts.append(f"## {PARTS[part]}")
+        if measured and measured.on:
+            parts.append(f"On {told(measured.on)}")
+        parts.append(markdown([HEADS, *rows(part, measured)]))
+        parts += measured.notes if measured else []
+    return "\n\n".join(parts) + "\n"
 
 
-def weiszfeld_on_updates(x):
-    """The paper's iteration, each step a pass over the updates."""
-    centre = x.mean(dim=0)
-    for _ in range(100):
-        pulls = 1 / (x - centre).norm(dim=1).clamp(min=1e-6)
-        centre = pulls / pulls.sum() @ x
-    return centre
-
-
-def federation(factory, shape, n):
-    module = build_module(factory, shape, 10, stream(0, "weights"), {})
-    model, params = FlatModel.of(module)
-    generator = stream(0, "data")
-    clients = {
-        i: ClientData(torch.randn(64, *shape, generator=generator), torch.randint(10, (64,), generator=generator))
-        for i in range(n)
-    }
-    return model, params, clients
-
-
-def client_by_client(model, params, clients):
-    """A module and an optimizer per client, as tutorials have it."""
-    settings, updates = LocalTraining(), []
-    for i, data in clients.items():
-        module = model.module.train()
-        tensors = model.layout.unflatten(params.clone())
-        module.load_state_dict(tensors, strict=False)
-        optimizer = torch.optim.SGD(module.parameters(), lr=settings.learning_rate)
-        for batch in settings.batches(len(data.y), stream(0, "batches", 0, i)):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(module(data.x[batch]), data.y[batch]).backward()
-            optimizer.step()
-        updates.append(model.layout.flatten({k: v.detach() for k, v in module.state_dict().items()}) - params)
-    return torch.stack(updates)
+def show(found: Mapping[str, Measured | None], parts: Sequence[str]) -> None:
+    """Print the tables of these parts."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    colours = {"met": "green", "missed": "red", "not run": "yellow"}
+    for part in parts:
+        table = Table(title=PARTS[part], title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for head in HEADS:
+            table.add_column(head)
+        for row in rows(part, found[part]):
+            table.add_row(*row, style=colours.get(row[-1], ""))
+        console.print(table)
+    console.print(", ".join(f"{k} {verdict}" for verdict, k in counts(found).items()))
 
 
 if __name__ == "__main__":

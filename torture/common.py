@@ -281,7 +281,7 @@ def without_seconds(out: Path) -> list[str]:
     """The whole lines of the records, but for the one field that may differ."""
     file = out / "records.jsonl"
     lines = file.read_bytes().decode(errors="replace").split("\n")[:-1] if file.is_file() else []
-    return [line.partition(', "seconds": {')[0] for line in lines]
+    return [line.partition(',"seconds":{')[0] for line in lines]
 
 
 def same(out: Path, straight: Path) -> None:

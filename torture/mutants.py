@@ -72,6 +72,9 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "federation/statistics.py": (("federation/test_statistics.py",), ("defenses/test_running_statistics.py",)),
     "core/contract.py": (("core/test_contract.py",), ("defenses/aggregators/test_chain.py", *_SCREEN[:2])),
     "core/linalg.py": (("core/test_linalg.py",), _RULES, ("defenses/test_scales.py", "defenses/test_conformance.py")),
+    "core/angles.py": (("core/test_angles.py",), ("defenses/aggregators/test_flame.py",)),
+    "core/clipping.py": (("core/test_clipping.py",), ("defenses/preaggregators/test_norm_clipping.py", *_RULES)),
+    "core/ranks.py": (("core/test_ranks.py",), _RULES),
     "core/clustering.py": (
         ("core/test_clustering.py", f"{_SKYMASK}_clusters.py"),
         ("defenses/aggregators/test_flame.py", "defenses/aggregators/test_deepsight.py"),
@@ -85,7 +88,17 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "detectors/sieve/__init__.py": ((f"{_SIEVE}.py", "defenses/detectors/test_parameters.py", _DEFAULTS),),
     **{
         f"detectors/sieve/{part}.py": ((f"{_SIEVE}_{part}.py",), (f"{_SIEVE}.py",))
-        for part in ("evidence", "groups", "guidance", "history", "influence", "margin", "measurements", "reference")
+        for part in (
+            "cosines",
+            "evidence",
+            "groups",
+            "guidance",
+            "history",
+            "influence",
+            "margin",
+            "measurements",
+            "reference",
+        )
     },
     "detectors/fldetector.py": (
         (*(f"defenses/detectors/test_fldetector{part}.py" for part in ("_parts", "", "_state")), _DEFAULTS),

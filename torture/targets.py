@@ -27,7 +27,8 @@ from fedsieve.data.table import CSV
 from fedsieve.federation.server import ServerState
 from fedsieve.federation.simulation import SimulationState
 from fedsieve.runs.checkpoint import Stamp, decode, encode
-from fedsieve.runs.directory import RunDirectory, line_of
+from fedsieve.runs.directory import RunDirectory
+from fedsieve.runs.lines import line_of
 from torture.common import SETTINGS, expect
 
 CPU = torch.device("cpu")

@@ -130,7 +130,7 @@ class TestCraft:
         """The server's bound is the median over all clients; the attacker's estimate of it is reached, not passed."""
         sim = simulation(DIGITS, clients=10, malicious=3, rounds=3, attack="norm-bounded-backdoor", local={"steps": 4})
         for state, _ in sim.rounds():
-            data = sim.holdings.clients | sim.holdings.clean
+            data = {**sim.holdings.clients, **sim.holdings.clean}
             honest = sim.trainer.updates(state.server.params, data, state.round)
             bad = torch.tensor([i in sim.holdings.malicious for i in range(10)])
             cohort = list(range(10))

@@ -22,7 +22,8 @@ from fedsieve.config.experiment import Experiment
 from fedsieve.core.attack import AttackView, Backdoor, PoisonView, Task
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.layout import Layout
-from fedsieve.models.flat import FlatModel, build_module
+from fedsieve.models.build import build_module
+from fedsieve.models.flat import FlatModel
 
 # conv1: 0 to 3 and bn1's statistics last; bn1: 4 and 5; body.0: 6 to 8; fc: 9 to 12
 LAYOUT = Layout.of(

@@ -67,6 +67,20 @@ class TestProcess:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
+    def test_a_run_imports_what_it_needs(self, tmp_path: Path) -> None:
+        """Each of these takes a quarter of a second or more; sympy and torch._dynamo come with torch's compiler."""
+        code = (
+            "import sys\n"
+            "sys.argv = ['fedsieve', 'run', '--rounds', '1', '--quiet', '--device', 'cpu', '--threads', '1']\n"
+            "from fedsieve.cli import main\n"
+            "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+            "heavy = {'sklearn', 'scipy', 'requests', 'pandas', 'matplotlib', 'sympy', 'torch._dynamo'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "skymask" in done.stdout
+
     @pytest.mark.parametrize(
         "arguments", [(), ("run",), ("sweep",), ("report",), ("reproduce",), ("watch",), ("list",), ("data",)]
     )

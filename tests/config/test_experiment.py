@@ -139,6 +139,7 @@ CHANGES: list[dict[str, Any]] = [
     {"local": {"loss": "batch"}},
     {"local": {"proximal": 0.1}},
     {"local": {"batch_norm": "local"}},
+    {"local": {"precision": "tf32"}},
     {"server": {"learning_rate": 0.4}},
     {"server": {"optimizer": "Adam"}},
     {"server": {"optimizer": {"name": "Adam", "eps": 0.001}}},
@@ -162,7 +163,7 @@ CHANGES: list[dict[str, Any]] = [
 class TestKey:
     def test_every_setting_changes_it(self) -> None:
         keys = [Experiment.of(change).key for change in ({}, *CHANGES)]
-        assert len(keys) == len(set(keys)) == 48
+        assert len(keys) == len(set(keys)) == 49
         assert all(len(key) == 12 and set(key) <= set("0123456789abcdef") for key in keys)
 
     def test_every_setting_is_changed_above(self) -> None:

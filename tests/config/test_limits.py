@@ -24,14 +24,15 @@ def _everything_is_imported() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"clients": 10**6}, "clients: Input should be less than or equal to 100000, got 1000000"),
-        ({"clients": 1e9}, "clients: Input should be less than or equal to 100000, got 1000000000.0"),
-        ({"clients": HUGE}, "clients: Input should be less than or equal to 100000, got a number of 16610 bits"),
-        ({"clients": HUGE, "malicious": 0.5}, "clients: Input should be less than or equal to 100000"),
+        ({"clients": 10**6}, "clients_per_round: Input should be less than or equal to 100000, got 1000000"),
+        ({"clients": 10**8}, "clients: Input should be less than or equal to 10000000, got 100000000"),
+        ({"clients": 1e9}, "clients: Input should be less than or equal to 10000000, got 1000000000.0"),
+        ({"clients": HUGE}, "clients: Input should be less than or equal to 10000000, got a number of 16610 bits"),
+        ({"clients": HUGE, "malicious": 0.5}, "clients: Input should be less than or equal to 10000000"),
         ({"clients": -HUGE}, "clients: Input should be greater than or equal to 1, got a number of 16610 bits"),
-        ({"malicious": HUGE}, "malicious: Input should be less than or equal to 100000, got a number of 16610 bits"),
-        ({"malicious": 10**6}, "malicious: Input should be less than or equal to 100000, got 1000000"),
-        ({"assumed_malicious": HUGE}, "assumed_malicious: Input should be less than or equal to 100000"),
+        ({"malicious": HUGE}, "malicious: Input should be less than or equal to 10000000, got a number of 16610 bits"),
+        ({"malicious": 10**8}, "malicious: Input should be less than or equal to 10000000, got 100000000"),
+        ({"assumed_malicious": HUGE}, "assumed_malicious: Input should be less than or equal to 10000000"),
         ({"clients_per_round": 10**9}, "clients_per_round: Input should be less than or equal to 100000"),
         ({"rounds": 10**9}, "rounds: Input should be less than or equal to 1000000, got 1000000000"),
         ({"rounds": 1e300}, "rounds: Unable to parse input string as an integer, exceeded maximum size, got 1e+300"),
@@ -76,9 +77,16 @@ def test_one_line(settings: dict[str, Any], said: str) -> None:
 
 def test_one_mistake_is_one_message() -> None:
     """Other settings follow from the number of clients."""
-    with pytest.raises(FedSieveError) as error:
-        Experiment.of({"clients": 10**6})
-    assert ";" not in str(error.value)
+    for clients in (10**6, 10**8):
+        with pytest.raises(FedSieveError) as error:
+            Experiment.of({"clients": clients})
+        assert ";" not in str(error.value)
+
+
+@pytest.mark.parametrize("drawn", [100_000, 1])
+def test_the_most_clients(drawn: int) -> None:
+    e = Experiment.of({"clients": 10_000_000, "clients_per_round": drawn, "defense": "mean"})
+    assert (e.clients, e.clients_per_round, e.malicious) == (10_000_000, drawn, 2_000_000)
 
 
 @pytest.mark.parametrize("settings", [{"clients": 100_000}, {"rounds": 1_000_000}, {"seed": 2**63 - 1}])

@@ -56,7 +56,7 @@ class TestNames:
             registry.names("defenses")
         )
         assert {"digits", "fashion-mnist", "cifar10", "har"} <= set(registry.names("datasets"))
-        assert {"groups", "iid", "dirichlet", "natural"} <= set(registry.names("partitions"))
+        assert {"groups", "iid", "dirichlet", "natural", "bootstrap"} <= set(registry.names("partitions"))
         assert {"cnn", "resnet20", "logistic-regression", "mlp"} <= set(registry.names("models"))
 
     def test_alias(self) -> None:

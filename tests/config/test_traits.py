@@ -19,7 +19,7 @@ from fedsieve.core.defense import Aggregate, Aggregator, Bounded, Detector, PreA
 from fedsieve.core.errors import BoundError, MissingDataError, ParameterError
 from fedsieve.core.layout import Layout
 from fedsieve.core.traits import Need
-from fedsieve.models.flat import build_module
+from fedsieve.models.build import build_module
 
 DEFENSES = tuple(name for name in registry.names("defenses") if name != "fedavg")
 ATTACKS = registry.names("attacks")

@@ -15,7 +15,7 @@ from fedsieve.core.errors import (
     ParameterError,
     UnknownNameError,
 )
-from fedsieve.core.layout import Layout, Segment
+from fedsieve.core.layout import Layout, Segment, output_layer
 
 PARAMETERS = {"weight": torch.arange(6.0).view(2, 3), "scale": torch.tensor([6.0]), "bias": torch.arange(7.0, 9)}
 STATISTICS = {"mean": torch.arange(9.0, 12), "var": torch.arange(12.0, 14).view(1, 2)}
@@ -138,3 +138,23 @@ def test_a_defense_does_not_get_the_ground_truth() -> None:
 def test_every_error_has_one_base() -> None:
     errors = (UnknownNameError, ParameterError, BoundError, MissingDataError, CorruptDataError)
     assert all(issubclass(error, FedSieveError) for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "weight", "bias"),
+    [
+        ({"a": (4, 3), "b": (4,), "out": (2, 4), "bias": (2,)}, "out", "bias"),
+        ({"a": (4, 3), "out": (2, 4)}, "out", None),
+        ({"a": (4, 3), "out": (2, 4), "scale": (4,)}, "out", None),
+        ({"conv": (2, 1, 3, 3), "bias": (2,), "scale": (7,)}, "conv", "bias"),
+        ({"a": (4,), "out": (2,)}, "out", None),  # no parameter of two dimensions
+        ({"out": (3,)}, "out", None),
+        ({"out": (2, 4), "bias": (2,), "scale": (2,)}, "out", "bias"),
+    ],
+)
+def test_output_layer(shapes: dict[str, tuple[int, ...]], weight: str, bias: str | None) -> None:
+    parameters = {name: torch.empty(shape) for name, shape in shapes.items()}
+    layout = Layout.of(parameters, {"running_mean": torch.empty(2), "more": torch.empty(2, 2)})
+    found = output_layer(layout)
+    assert found[0].name == weight
+    assert (None if found[1] is None else found[1].name) == bias

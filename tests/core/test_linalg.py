@@ -5,8 +5,6 @@ import torch
 from torch import Tensor
 
 from fedsieve.core import linalg
-from fedsieve.core.errors import ParameterError
-from fedsieve.core.layout import Layout
 
 
 def table(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -30,31 +28,6 @@ class TestColumnBlocks:
         monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
         widths = [b.stop - b.start for b in linalg.column_blocks(torch.zeros(10, 2500))]
         assert widths == [1024, 1024, 452]
-
-
-class TestSortedColumns:
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-    def test_against_python(self, dtype: torch.dtype) -> None:
-        x = table(9, 4).round(decimals=1).to(dtype)  # with ties
-        before = x.clone()
-        found = linalg.sorted_columns(x)
-        assert found.T.tolist() == [sorted(column) for column in x.T.tolist()]
-        assert found.dtype == dtype
-        assert torch.equal(x, before)
-
-    def test_shares_no_memory(self) -> None:
-        x = torch.arange(3.0)[:, None]  # in order already
-        linalg.sorted_columns(x).zero_()
-        assert x.squeeze().tolist() == [0, 1, 2]
-
-    def test_a_negated_view(self) -> None:
-        x = table(5, 6)
-        negated = torch.complex(x, -x).conj().imag
-        assert torch.equal(linalg.sorted_columns(negated), x.sort(dim=0).values)
-
-    def test_a_slice(self) -> None:
-        x = table(5, 6)
-        assert torch.equal(linalg.sorted_columns(x[:, 2:5]), x[:, 2:5].sort(dim=0).values)
 
 
 class TestUniformWeights:
@@ -212,13 +185,6 @@ class TestClipping:
     def test_middle(self, values: list[float], expected: float) -> None:
         assert linalg.middle(torch.tensor(values)).item() == expected
 
-    @pytest.mark.parametrize("max_norm", [None, 2.0])
-    def test_updates_to_a_bound_or_the_median(self, max_norm: float | None) -> None:
-        x = table(5, 7)
-        clipped, bound = linalg.clip_updates(x, max_norm)
-        assert bound == (sorted(linalg.row_norms(x).tolist())[2] if max_norm is None else 2)
-        assert torch.equal(clipped, linalg.clip_rows(x, bound))
-
     def test_rows_within_the_bound_stay_to_the_bit(self) -> None:
         x = table(6, 40, torch.float32)
         bound = float(linalg.row_norms(x)[2])  # the row at the bound is not beyond it
@@ -227,107 +193,114 @@ class TestClipping:
         assert torch.equal(clipped[within], x[within])
         assert linalg.row_norms(clipped[~within]).tolist() == pytest.approx([bound] * int((~within).sum()))
 
-    @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
-    def test_bounds_that_are_none(self, bound: float) -> None:
-        with pytest.raises(ParameterError, match=f"^rule: max_norm must be finite and positive, got {bound}$"):
-            linalg.check_max_norm("rule", bound)
 
-    def test_bounds_that_are_some(self) -> None:
-        linalg.check_max_norm("rule", None)
-        linalg.check_max_norm("rule", 1e-300)
+class TestManyColumns:
+    """From so many float32 columns on, sums within a block of columns are in float32."""
 
-    def test_mean_of_the_clipped(self) -> None:
-        x = torch.tensor([[3.0, 4.0], [30.0, 40.0], [0.0, 10.0]])
-        mean, bound = linalg.median_clipped_mean(x, torch.tensor([True, True, False]))
-        assert (mean.tolist(), bound) == ([4.5, 6.0], 10)
-        mean, bound = linalg.median_clipped_mean(x, torch.tensor([False] * 3))
-        assert (mean.tolist(), bound) == ([0, 0], 10)
+    D = 3 * linalg._MANY + 5
 
+    @pytest.fixture
+    def x(self) -> Tensor:
+        return table(7, self.D, torch.float32)
 
-class TestCosineDistances:
-    @pytest.mark.parametrize("origin", [None, table(1, 30, seed=2)[0]])
-    def test_against_loops(self, origin: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        x = table(6, 30)
-        rows = x if origin is None else x + origin
-        expected = [[1 - float(a @ b / (a.norm() * b.norm())) for b in rows] for a in rows]
-        found = linalg.cosine_distances(x, origin)
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    def test_norms(self, x: Tensor) -> None:
+        found = linalg.row_norms(x)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, x.double().norm(dim=1), rtol=1e-7, atol=0)
+
+    @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-25, 1e-17, 1e17, 1e30, 1e38])
+    def test_norms_of_rows_of_any_length(self, x: Tensor, size: float) -> None:
+        x[2] = x[2].clamp(-3, 3) * size
+        torch.testing.assert_close(linalg.row_norms(x), x.double().norm(dim=1), rtol=1e-7, atol=0)
+
+    def test_norms_of_rows_that_are_not_finite(self, x: Tensor) -> None:
+        x[1, 5], x[4, 7] = torch.nan, -torch.inf
+        found = linalg.row_norms(x)
+        assert found.isnan().tolist() == [False, True, *[False] * 5]
+        assert found.isinf().tolist() == [*[False] * 4, True, False, False]
+
+    def test_gram(self, x: Tensor) -> None:
+        rows = torch.arange(7) < 4
+        centred = x.double() - x[:4].double().mean(dim=0)
+        found = linalg.centred_gram(x, rows)
+        torch.testing.assert_close(found, centred @ centred.T, rtol=0, atol=1e-6 * self.D)
+
+    @pytest.mark.parametrize("size", [1e-38, 1e-17, 1.0, 1e12, 1e30])
+    def test_distances(self, x: Tensor, size: float) -> None:
+        x *= size
+        torch.testing.assert_close(linalg.pairwise_sq_distances(x), squares(x), rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9, 1e9, 1e30])
+    def test_one_row_of_any_length_does_not_blur_the_others(self, x: Tensor, size: float) -> None:
+        x[2] *= size
+        torch.testing.assert_close(linalg.pairwise_sq_distances(x), squares(x), rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("shift", [0.0, 1.0, 1e3])
+    @pytest.mark.parametrize("step", [1e-1, 1e-3, 1e-6])
+    def test_rows_close_to_each_other(self, x: Tensor, step: float, shift: float) -> None:
+        x[3:6] = x[2] + step * x[3:6]
+        x += shift
+        found, expected = linalg.pairwise_sq_distances(x), squares(x)
+        # what float64 leaves of the rows' own squares, as of rows with few columns
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=3e-14 * self.D)
+        assert (found[2:6, 2:6] < 0.1 * found[2:6, :2].min()).all()
+
+    def test_equal_rows_are_equally_far_from_every_other(self, x: Tensor) -> None:
+        x[[0, 3, 6]] = x[1].clone()
+        found = linalg.pairwise_sq_distances(x)
         assert torch.equal(found, found.T)
+        group = [0, 1, 3, 6]
+        assert (found[group][:, group] <= 1e-13 * found.max()).all()
+        assert all(torch.equal(found[i, [2, 4, 5]], found[1, [2, 4, 5]]) for i in group)
+        scores = linalg.krum_scores(found[:, [0, 1, 2, 3, 4, 5, 6]], 1)
+        assert linalg.lowest(scores, 1).nonzero().flatten().tolist() == group
 
-    def test_blocks_do_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        x, origin = table(5, 3000), table(1, 3000, seed=1)[0]
-        expected = linalg.cosine_distances(x, origin)
-        monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
-        torch.testing.assert_close(linalg.cosine_distances(x, origin), expected, rtol=1e-12, atol=1e-14)
+    def test_inner_products(self, x: Tensor) -> None:
+        v = table(1, self.D, torch.float32, seed=5)[0]
+        dtype = linalg.type_of_products(x, linalg.row_norms(x))
+        assert dtype == torch.float32
+        found = linalg.inner_products(x, v, dtype)
+        torch.testing.assert_close(found, x.double() @ v.double(), rtol=0, atol=1e-7 * self.D)
 
-    def test_parallel_rows_are_at_distance_0(self) -> None:
-        v, w = table(2, 50)
-        rows = [v * factor for factor in (1, 1 / 3, 7, 1e-9, 0.1, 1e9)] + [-v / 3, w]
-        found = linalg.cosine_distances(torch.stack(rows))
-        assert not found[:6, :6].any()
-        assert found[6, :6].tolist() == pytest.approx([2] * 6)
-        assert (found[7, :7] > 0.1).all()
+    @pytest.mark.parametrize(("size", "dtype"), [(0.0, torch.float32), (1e-18, torch.float64), (1e14, torch.float64)])
+    def test_type_of_products(self, x: Tensor, size: float, dtype: torch.dtype) -> None:
+        x[5] *= size
+        norms = linalg.row_norms(x)
+        assert linalg.type_of_products(x, norms) == dtype
+        assert linalg.type_of_products(x.double(), norms) == torch.float64
+        assert linalg.type_of_products(x[:, : linalg._MANY - 1], norms) == torch.float64
 
-    def test_nearly_parallel_rows_are_not(self) -> None:
-        found = linalg.cosine_distances(torch.tensor([[1.0, 0.0], [1.0, 1e-5], [0.0, 1.0]], dtype=torch.float64))
-        assert found[0, 1].item() == pytest.approx(5e-11, rel=1e-4)
-
-    def test_rows_of_zeros(self) -> None:
-        x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
-        assert linalg.cosine_distances(x).tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
-        moved = linalg.cosine_distances(x - torch.ones(2), torch.ones(2))
-        assert torch.equal(moved, linalg.cosine_distances(x))
-
-    def test_tiny_rows(self) -> None:
-        x = torch.tensor([[1e-30, 0.0], [0.0, 1e-38], [1e30, 0.0]])
-        assert linalg.cosine_distances(x).tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
-
-
-class TestMeanOfRanks:
-    X = torch.tensor([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0], [93.0, 0.0]])
-
-    @pytest.mark.parametrize(
-        ("start", "stop", "mean", "weights"),
-        [
-            (1, 3, [3, 5], [1 / 6, 5 / 12, 5 / 12, 0]),
-            (0, 4, [25, 3.75], [0.25] * 4),
-            (0, 1, [1, 0], [0.5, 0, 0, 0.5]),
-            (3, 4, [93, 5], [1 / 6, 1 / 6, 1 / 6, 0.5]),
-        ],
-    )
-    def test_by_hand(self, start: int, stop: int, mean: list[float], weights: list[float]) -> None:
-        found = linalg.mean_of_ranks(self.X, start, stop)
-        assert [t.tolist() for t in found] == [pytest.approx(mean), pytest.approx(weights)]
-
-    def test_only_some_columns_count(self) -> None:
-        mean, weights = linalg.mean_of_ranks(self.X, 1, 3, torch.tensor([True, False]))
-        assert (mean.tolist(), weights.tolist()) == ([3, 5], [0, 0.5, 0.5, 0])
-        mean, weights = linalg.mean_of_ranks(self.X, 1, 3, torch.tensor([False, False]))
-        assert (mean.tolist(), weights.tolist()) == ([3, 5], [0, 0, 0, 0])
-
-    def test_blocks_do_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        x, counted = table(7, 3000), torch.arange(3000) % 3 == 0
-        expected = linalg.mean_of_ranks(x, 2, 5, counted)
-        monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
-        for found, other in zip(linalg.mean_of_ranks(x, 2, 5, counted), expected, strict=True):
-            torch.testing.assert_close(found, other, rtol=1e-12, atol=1e-14)
+    def test_clipped_rows(self, x: Tensor) -> None:
+        x[2] *= 1e30
+        bound = float(linalg.row_norms(x).sort().values[3])
+        expected = x.double() * (bound / x.double().norm(dim=1)).clamp(max=1)[:, None]
+        for some in (x, x[3:]):  # with the huge row and without
+            found = linalg.clip_rows(some, bound)
+            torch.testing.assert_close(found.double(), expected[-len(some) :], rtol=1e-6, atol=0)
+            within = linalg.row_norms(some) <= bound
+            assert within.any()
+            assert torch.equal(found[within], some[within])
 
 
-@pytest.mark.parametrize(
-    ("shapes", "weight", "bias"),
-    [
-        ({"a": (4, 3), "b": (4,), "out": (2, 4), "bias": (2,)}, "out", "bias"),
-        ({"a": (4, 3), "out": (2, 4)}, "out", None),
-        ({"a": (4, 3), "out": (2, 4), "scale": (4,)}, "out", None),
-        ({"conv": (2, 1, 3, 3), "bias": (2,), "scale": (7,)}, "conv", "bias"),
-        ({"a": (4,), "out": (2,)}, "out", None),  # no parameter of two dimensions
-        ({"out": (3,)}, "out", None),
-        ({"out": (2, 4), "bias": (2,), "scale": (2,)}, "out", "bias"),
-    ],
-)
-def test_output_layer(shapes: dict[str, tuple[int, ...]], weight: str, bias: str | None) -> None:
-    parameters = {name: torch.empty(shape) for name, shape in shapes.items()}
-    layout = Layout.of(parameters, {"running_mean": torch.empty(2), "more": torch.empty(2, 2)})
-    found = linalg.output_layer(layout)
-    assert found[0].name == weight
-    assert (None if found[1] is None else found[1].name) == bias
+class TestWeightedSum:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_against_loops(self, dtype: torch.dtype) -> None:
+        x, weights = table(5, 40, dtype), torch.tensor([0.5, 0.0, -2.0, 1.0, 3.0], dtype=torch.float64)
+        found = linalg.weighted_sum(x, weights)
+        assert found.dtype == dtype
+        expected = sum((w * row.double() for w, row in zip(weights, x, strict=True)), torch.zeros(40).double())
+        torch.testing.assert_close(found, expected.to(dtype), rtol=1e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
+
+    def test_no_weight(self) -> None:
+        assert linalg.weighted_sum(torch.full((2, 3), 3e38), torch.zeros(2, dtype=torch.float64)).tolist() == [0] * 3
+
+    @pytest.mark.parametrize(("value", "weight"), [(3e38, 1e-38), (1e-38, 1e38), (1e-45, 1e45)])
+    def test_weights_beyond_float32(self, value: float, weight: float) -> None:
+        x = torch.tensor([[value], [2.0]])
+        found = linalg.weighted_sum(x, torch.tensor([weight, 1.0], dtype=torch.float64))
+        assert found.item() == pytest.approx(float(x[0]) * weight + 2)
+
+
+def squares(x: Tensor) -> Tensor:
+    rows = x.double()
+    return torch.stack([(rows - row).square().sum(dim=1) for row in rows])

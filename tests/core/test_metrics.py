@@ -45,21 +45,23 @@ class TestCorrect:
         assert metrics.correct(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).tolist() == []
 
 
-@pytest.mark.parametrize(("hits", "rate"), [([], None), ([True], 1), ([True, False, False, False], 1 / 4)])
-def test_rate(hits: list[bool], rate: float | None) -> None:
-    assert metrics.rate(torch.tensor(hits, dtype=torch.bool)) == rate
+@pytest.mark.parametrize(("hits", "n", "share"), [(0, 0, None), (1, 1, 1), (1, 4, 1 / 4)])
+def test_share(hits: int, n: int, share: float | None) -> None:
+    assert metrics.share(hits, n) == share
 
 
 class TestTotalLoss:
     def test_by_hand(self) -> None:
         # two classes, equal logits: log 2 each; and logits 0, log 3: the odds are 1 to 3, so -log(1/4)
         logits = torch.tensor([[0.0, 0], [7, 7], [0, math.log(3)]], dtype=torch.float64)
-        assert metrics.total_loss(logits, torch.tensor([0, 1, 0])) == pytest.approx(2 * math.log(2) + math.log(4))
+        assert float(metrics.total_loss(logits, torch.tensor([0, 1, 0]))) == pytest.approx(
+            2 * math.log(2) + math.log(4)
+        )
 
     def test_adds_up_over_batches(self) -> None:
         logits, y = torch.randn(10, 4, dtype=torch.float64), torch.arange(10) % 4
         parts = metrics.total_loss(logits[:3], y[:3]) + metrics.total_loss(logits[3:], y[3:])
-        assert metrics.total_loss(logits, y) == pytest.approx(parts, rel=1e-12)
+        assert float(metrics.total_loss(logits, y)) == pytest.approx(float(parts), rel=1e-12)
 
 
 class TestRates:

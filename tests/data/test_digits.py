@@ -8,7 +8,17 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedsieve.core.errors import ParameterError
-from fedsieve.data.digits import Digits, encode
+from fedsieve.data import digits
+from fedsieve.data.digits import Digits, encode, table
+
+
+def test_the_table_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = load_digits()
+    assert np.array_equal(table()[:, :-1], raw.data)
+    assert np.array_equal(table()[:, -1], raw.target)
+    own = table()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)  # its file is elsewhere
+    assert np.array_equal(table(), own)
 
 
 def test_encode_is_what_the_loader_does() -> None:

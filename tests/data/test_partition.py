@@ -1,6 +1,7 @@
 """Root data and partitions: complete, disjoint, distributed as documented."""
 
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from fedsieve.config import registry
 from fedsieve.core.errors import ParameterError
-from fedsieve.data.partition import IID, Dirichlet, Groups, Natural, Partition
+from fedsieve.data.partition import IID, Bootstrap, Dirichlet, Groups, Natural, Partition
+from fedsieve.data.parts import Split
 from fedsieve.data.root_rows import quotas, root_indices
 
 NAMES = registry.names("partitions")
+DISJOINT = [name for name in NAMES if name != "bootstrap"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -160,18 +163,16 @@ class TestRootIndices:
 
 def parts_of(name: str, y: Tensor, n_clients: int, n_classes: int, seed: int = 0, **parameters: Any) -> list[Tensor]:
     owners = torch.arange(len(y)) % n_clients
-    return registry.build("partitions", name, parameters)(  # type: ignore[no-any-return]
-        y, owners, n_clients, n_classes, generator(seed)
-    )
+    return list(registry.build("partitions", name, parameters)(y, owners, n_clients, n_classes, generator(seed)))
 
 
 def test_registry_is_complete() -> None:
-    assert {"groups", "iid", "dirichlet", "natural"} <= set(NAMES)
-    assert len(NAMES) >= 4
+    assert {"groups", "iid", "dirichlet", "natural", "bootstrap"} <= set(NAMES)
+    assert len(NAMES) >= 5
 
 
-@pytest.mark.parametrize("name", NAMES)
-class TestEveryPartition:
+@pytest.mark.parametrize("name", DISJOINT)
+class TestDisjointPartitions:
     @pytest.mark.parametrize(("n", "n_clients", "n_classes"), [(600, 20, 5), (601, 7, 3), (100, 5, 5), (300, 10, 10)])
     def test_complete_disjoint_none_empty(self, name: str, n: int, n_clients: int, n_classes: int) -> None:
         parts = parts_of(name, labels(n, n_classes), n_clients, n_classes)
@@ -179,6 +180,41 @@ class TestEveryPartition:
         assert all(len(part) > 0 for part in parts)
         assert sorted(torch.cat(parts).tolist()) == list(range(n))
         assert all(part.dtype == torch.long for part in parts)
+
+    @pytest.mark.parametrize(("n", "n_clients", "n_classes"), [(601, 7, 3), (90, 3, 5)])
+    def test_clients_one_by_one(self, name: str, n: int, n_clients: int, n_classes: int) -> None:
+        """Asked for in any order, a client has what it has in the list of all."""
+        y, owners = labels(n, n_classes), torch.arange(n) % n_clients
+        parts = registry.build("partitions", name, {})(y, owners, n_clients, n_classes, generator())
+        assert parts.sizes.tolist() == [len(part) for part in parts]
+        for k, part in reversed(list(enumerate(parts))):
+            assert torch.equal(parts[k], part)
+        assert torch.equal(parts.pool, torch.cat([*parts]))
+        inside = torch.randperm(2 * n, generator=generator(1))[:n]
+        assert all(torch.equal(a, inside[b]) for a, b in zip(parts.within(inside), parts, strict=True))
+
+    def test_one_client_has_everything(self, name: str) -> None:
+        (part,) = parts_of(name, labels(50, 5), 1, 5)
+        assert sorted(part.tolist()) == list(range(50))
+
+
+def test_parts_that_are_given_one_by_one() -> None:
+    """As a partition of the user's may return them."""
+    listed = [torch.tensor([3, 1]), torch.tensor([0]), torch.tensor([5, 2, 4])]
+    parts = Split.listed(listed)
+    assert [part.tolist() for part in parts] == [parts[k].tolist() for k in range(3)] == [[3, 1], [0], [5, 2, 4]]
+    assert (len(parts), parts.sizes.tolist(), parts.pool.tolist()) == (3, [2, 1, 3], [3, 1, 0, 5, 2, 4])
+    with pytest.raises(IndexError):
+        parts[3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryPartition:
+    def test_none_empty(self, name: str) -> None:
+        parts = parts_of(name, labels(601, 3), 7, 3)
+        assert len(parts) == 7
+        assert all(len(part) > 0 and part.dtype == torch.long for part in parts)
+        assert all(0 <= int(part.min()) <= int(part.max()) < 601 for part in parts)
 
     def test_same_seed_same_parts(self, name: str) -> None:
         y = labels(500, 5)
@@ -206,12 +242,6 @@ class TestEveryPartition:
         assert isinstance(registry.build("partitions", name, {}), Partition)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_client_has_everything(name: str) -> None:
-    (part,) = parts_of(name, labels(50, 5), 1, 5)
-    assert sorted(part.tolist()) == list(range(50))
-
-
 class TestIID:
     def test_equal_parts(self) -> None:
         sizes = [len(part) for part in parts_of("iid", labels(103, 5), 10, 5)]
@@ -227,7 +257,15 @@ class TestIID:
     def test_too_many_clients(self) -> None:
         with pytest.raises(ParameterError) as error:
             IID()(labels(8, 2), None, 10, 2, generator())
-        assert str(error.value) == "iid: 8 samples leave 2 of 10 clients with none; use fewer clients"
+        assert str(error.value) == (
+            "iid: 8 samples leave 2 of 10 clients with none; "
+            "use fewer clients, or partition bootstrap, in which clients have samples in common"
+        )
+
+    @pytest.mark.parametrize("name", ["iid", "groups", "dirichlet"])
+    def test_a_million_clients_are_refused_at_once(self, name: str) -> None:
+        with pytest.raises(ParameterError, match="1000000 clients"):
+            parts_of(name, labels(1000, 10), 1_000_000, 10)
 
 
 class TestGroups:
@@ -377,10 +415,88 @@ class TestNatural:
             Natural()(self.y, self.owners, 4, 1, generator())
         assert str(error.value) == (
             "natural: the data has 3 natural clients, 4 asked for; "
-            "try --clients 3, or another partition (groups, iid, dirichlet)"
+            "try --clients 3, or another partition (groups, iid, dirichlet, bootstrap)"
         )
 
     def test_no_owners(self) -> None:
         with pytest.raises(ParameterError) as error:
             Natural()(self.y, None, 3, 1, generator())
         assert str(error.value) == "natural: this dataset has no natural clients; try groups, iid or dirichlet"
+
+    def test_many_owners(self) -> None:
+        """As a plain loop over them finds it."""
+        owners = torch.randint(300, (2000,), generator=generator(2))
+        names = torch.unique(owners)
+        y = torch.zeros(2000, dtype=torch.long)
+        drawn = names[torch.randperm(len(names), generator=generator(3))[:200]]
+        for found, expected in (
+            (Natural()(y, owners, len(names), 1, generator(3)), names),
+            (Natural()(y, owners, 200, 1, generator(3)), drawn),
+        ):
+            assert len(found) == len(expected)
+            for part, name in zip(found, expected, strict=True):
+                assert torch.equal(part, torch.nonzero(owners == name).squeeze(1))
+
+
+class TestBootstrap:
+    @pytest.mark.parametrize("alpha", [None, 0.5, 0.01])
+    def test_a_million_clients_take_no_memory(self, alpha: float | None) -> None:
+        y = labels(1000, 10)
+        tracemalloc.start()
+        parts = Bootstrap(samples=40, alpha=alpha)(y, None, 1_000_000, 10, generator())
+        drawn = [parts[k] for k in (0, 999_999, 5, 999_999)]
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 200_000
+        assert parts.sizes.untyped_storage().nbytes() == 8
+        assert len(parts) == len(parts.sizes) == 1_000_000
+        assert torch.equal(drawn[1], drawn[3])
+        assert [len(rows) for rows in drawn] == [40] * 4 == parts.sizes[[0, 999_999, 5, 1]].tolist()
+        assert not torch.equal(drawn[0], drawn[1])
+        with pytest.raises(IndexError, match="client 1000000 is none of 0 to 999999"):
+            parts[1_000_000]
+
+    def test_does_not_depend_on_the_number_of_clients(self) -> None:
+        y = labels(1000, 10)
+        few, many = (Bootstrap()(y, None, n, 10, generator()) for n in (5, 500_000))
+        assert all(torch.equal(few[k], many[k]) for k in range(5))
+
+    def test_every_sample_is_as_likely(self) -> None:
+        y = labels(50, 5)
+        counts = torch.cat(parts_of("bootstrap", y, 4000, 5, samples=10)).bincount(minlength=50)
+        # 40,000 draws of 1/50: standard deviation 28
+        assert (counts - 800).abs().max() < 130
+
+    def test_alpha_is_the_concentration(self) -> None:
+        """Class shares have the mean of the data's and a Dirichlet distribution's variance, p (1 - p) / (a + 1)."""
+        y = torch.tensor([0] * 300 + [1] * 100)[torch.randperm(400, generator=generator(4))]
+        for alpha in (0.1, 1.0, 20.0):
+            parts = parts_of("bootstrap", y, 2000, 2, samples=400, alpha=alpha)
+            shares = torch.stack([(y[part] == 1).double().mean() for part in parts])
+            spread = 0.25 * 0.75 / (alpha + 1)
+            assert abs(float(shares.mean()) - 0.25) < 5 * math.sqrt(spread / 2000)
+            # the draws of 400 samples add a little
+            assert float(shares.var()) == pytest.approx(spread + (0.25 * 0.75 - spread) / 400, rel=0.15)
+
+    def test_all_samples_of_a_class_are_drawn(self) -> None:
+        y = labels(60, 3)
+        parts = parts_of("bootstrap", y, 500, 4, samples=20, alpha=1.0)  # no sample of the fourth class
+        assert set(torch.cat(parts).tolist()) == set(range(60))
+
+    def test_of_rows_of_a_larger_set(self) -> None:
+        y, rows = labels(100, 5), torch.arange(100) * 7 + 3
+        parts = Bootstrap(samples=9, alpha=0.3)(y, None, 20, 5, generator())
+        assert all(torch.equal(a, rows[b]) for a, b in zip(parts.within(rows), parts, strict=True))
+
+    def test_more_samples_than_there_are(self) -> None:
+        with pytest.raises(ParameterError) as error:
+            parts_of("bootstrap", labels(99, 5), 10, 5)
+        assert str(error.value) == "bootstrap: samples is 100, more than the 99 there are to draw from"
+
+    @pytest.mark.parametrize(("samples", "alpha"), [(0, None), (5, 0.0), (5, -1.0), (5, math.nan), (5, math.inf)])
+    def test_out_of_range(self, samples: int, alpha: float | None) -> None:
+        with pytest.raises(ParameterError) as error:
+            Bootstrap(samples=samples, alpha=alpha)
+        assert str(error.value) == (
+            f"bootstrap: samples must be at least 1 and alpha positive and finite, got {samples} and {alpha}"
+        )

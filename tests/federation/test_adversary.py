@@ -72,6 +72,23 @@ class TestAttackers:
         more = {"simulate_defense", "memory", "benign_ids", "on_samples"}
         assert {f.name for f in dataclasses.fields(AttackView)} == {*names.split(), *more}
 
+    @pytest.mark.parametrize("attack", ["label-flip", "min-max"])
+    def test_updates_are_copied_once_or_not_at_all(self, doubles: ModuleType, attack: str) -> None:
+        """Of a thousand clients' updates, a copy takes longer than many an attack."""
+        sim = simulation(TINY, clients=6, malicious=2, attack=attack)
+        params, bad = sim.initial.server.params, torch.tensor([i in sim.holdings.malicious for i in range(6)])
+        honest = sim.trainer.updates(params, dict(sim.holdings.clients), 0)
+        before = honest.clone()
+        sent, _ = sim.adversary.send(honest, list(range(6)), bad, params, 0, None)
+        assert sent is honest
+        assert torch.equal(sent[~bad], before[~bad])
+        assert torch.equal(sent[bad], before[bad]) == (attack == "label-flip")
+        list(simulation(TINY, clients=6, malicious=2, rounds=1, attack="doubles:Spy").rounds())
+        view = doubles.seen[-1]
+        pieces = (view.malicious_updates, view.benign_updates, view.known_updates)
+        assert len({rows.untyped_storage().data_ptr() for rows in pieces}) == 1
+        assert torch.equal(view.known_updates, torch.cat(pieces[:2]))
+
     def test_can_train_on_their_own_data_only(self, doubles: ModuleType) -> None:
         local = {"batch_size": 10, "steps": 3}  # the pull shows from the second step on
         sim = simulation(TINY, clients=6, malicious=2, rounds=1, attack="doubles:Forger", local=local)

@@ -59,8 +59,8 @@ class TestIds:
         assert all(client_behind(seen_id(i, used, 7), 7) == i for i in range(7) for used in (0, 1, 49))
 
     def test_the_largest_experiment_fits_64_bits(self) -> None:
-        largest = seen_id(99_999, 999_999, 100_000)  # all clients and rounds that settings may ask for
-        assert int(torch.tensor(largest)) == largest == 10**11 - 1
+        largest = seen_id(9_999_999, 999_999, 10_000_000)  # all clients and rounds that settings may ask for
+        assert int(torch.tensor(largest)) == largest == 10**13 - 1
 
     @pytest.mark.parametrize("rounds_each", [1, 2, 4])
     @pytest.mark.parametrize("drawn", [N, K])

@@ -310,9 +310,11 @@ class TestDetect:
         for k in range(3):
             found = fedsieve.detect(planted, "sieve", root=ROOT, state=state, round=k)
             state = found.state
-        assert found.scores is not None
         first = fedsieve.detect(planted, "sieve", root=ROOT, round=2)
-        assert not torch.equal(found.scores, first.scores)
+        assert found.diagnosis is not None
+        assert first.diagnosis is not None
+        assert "evidence over rounds" in found.diagnosis.reasons[0]
+        assert not any("evidence over rounds" in reason for reason in first.diagnosis.reasons)
 
     @pytest.mark.parametrize(
         ("name", "said"),

@@ -110,13 +110,13 @@ class TestTrain:
 
     def test_gradients_at_the_global_model_are_cached(self, monkeypatch: pytest.MonkeyPatch) -> None:
         root, calls = made_root("mlp"), []
-        gradient = FlatModel.gradient
+        gradients = FlatModel.gradients
 
         def counted(self: FlatModel, *args: Any) -> tuple[Tensor, Tensor]:
             calls.append(args)
-            return gradient(self, *args)
+            return gradients(self, *args)
 
-        monkeypatch.setattr(FlatModel, "gradient", counted)
+        monkeypatch.setattr(FlatModel, "gradients", counted)
         margin = margin_of(0)
         first = [root.gradient(root.params, loss) for loss in ("cross-entropy", margin, margin_of(0))]
         assert len(calls) == 2

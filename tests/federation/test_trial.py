@@ -496,7 +496,7 @@ class TestTrial:
         def full(*args: Any, **named: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nprocess 7")
 
-        monkeypatch.setattr(FlatModel, "training_loss", full)
+        monkeypatch.setattr(FlatModel, "_trained", full)
         with pytest.raises(FedSieveError) as error:
             self.tried(*made("mlp"))
         assert str(error.value) == (

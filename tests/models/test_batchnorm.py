@@ -127,7 +127,7 @@ class TestOneBatch:
         expected, expected_loss = by_torch(module, single, x, y)
         loss, gradient = model.gradient(flat, x, y)
         close(loss, expected_loss)
-        close(model.loss(flat, x, y), expected_loss)
+        close(model.losses(flat[None], x, y)[0], expected_loss)
         trained = {name: p.grad for name, p in expected.named_parameters()}
         found = model.layout.unflatten(gradient)
         for name, value in trained.items():
@@ -163,7 +163,7 @@ class TestOneBatch:
         x, y = drawn(module, 1)
         in_evaluation = cross_entropy(model.logits(flat, x), y)
         norms = {name for name, layer in module.named_modules() if "BatchNorm" in type(layer).__name__}
-        assert torch.allclose(model.loss(flat, x, y), in_evaluation, rtol=1e-9) == (single == norms)
+        assert torch.allclose(model.losses(flat[None], x, y)[0], in_evaluation, rtol=1e-9) == (single == norms)
 
     def test_the_architecture_can_be_sent_to_another_process(self) -> None:
         module, _ = made("vectors")

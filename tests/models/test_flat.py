@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from fedsieve.config import registry
 from fedsieve.core.errors import ParameterError
+from fedsieve.models.build import build_module
 from fedsieve.models.cnn import CNN
-from fedsieve.models.flat import FlatModel, build_module
+from fedsieve.models.flat import FlatModel
 from fedsieve.models.logistic_regression import LogisticRegression
 from fedsieve.models.mlp import MLP
 from fedsieve.models.resnet20 import ResNet20
@@ -204,7 +205,7 @@ class TestGradient:
         before = [tensor.clone() for tensor in held]
         model.gradient(flat, x, y)
         model.gradient_and_statistics(flat, x, y)
-        model.loss(flat, x, y)
+        model.losses(flat[None], x, y)[0]
         model.logits(flat, x)
         assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))
 
@@ -212,8 +213,8 @@ class TestGradient:
     def test_loss_is_the_gradients(self, name: str) -> None:
         model, flat = FlatModel.of(module_of(name))
         x, y = batch(name)
-        close(model.loss(flat, x, y), model.gradient(flat, x, y)[0])
-        assert not model.loss(flat, x, y).requires_grad
+        close(model.losses(flat[None], x, y)[0], model.gradient(flat, x, y)[0])
+        assert not model.losses(flat[None], x, y)[0].requires_grad
 
     @every_module
     def test_against_finite_differences(self, name: str) -> None:
@@ -222,7 +223,7 @@ class TestGradient:
         direction = torch.randn(flat.shape, generator=generator(3), dtype=torch.float64)
         direction[model.layout.n_parameters :] = 0
         h = 1e-6
-        slope = (model.loss(flat + h * direction, x, y) - model.loss(flat - h * direction, x, y)) / (2 * h)
+        slope = torch.sub(*model.losses(torch.stack([flat + h * direction, flat - h * direction]), x, y)) / (2 * h)
         assert float(slope) == pytest.approx(float(model.gradient(flat, x, y)[1] @ direction), rel=1e-4)
 
     def test_works_under_no_grad(self) -> None:
@@ -262,7 +263,7 @@ class TestBatchNorm:
         x, y = batch("resnet20")
         other = flat.clone()
         other[model.layout.n_parameters :] += 3
-        assert torch.equal(model.loss(other, x, y), model.loss(flat, x, y))
+        assert torch.equal(model.losses(other[None], x, y)[0], model.losses(flat[None], x, y)[0])
         assert torch.equal(model.gradient(other, x, y)[1], model.gradient(flat, x, y)[1])
         assert not torch.allclose(model.logits(other, x), model.logits(flat, x))
 
@@ -421,7 +422,7 @@ class TestBuildModule:
         factory = registry.load("models", name)
         model, flat = FlatModel.of(build_module(factory, SHAPES[name], N_CLASSES, generator(), {}, VOCABULARY))
         x, y = batch(name)
-        loss = float(model.loss(flat, x.float() if x.is_floating_point() else x, y))
+        loss = float(model.losses(flat[None], x.float() if x.is_floating_point() else x, y)[0])
         assert 0.1 < loss < 10
 
 

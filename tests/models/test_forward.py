@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
 from fedsieve.federation.root import RootClient
-from fedsieve.models.flat import FlatModel, build_module
+from fedsieve.models.build import build_module
+from fedsieve.models.flat import FlatModel
 from fedsieve.models.forward import random_states, reason, seeded
 
 CPU = torch.device("cpu")
@@ -99,13 +100,13 @@ class TestNoise:
     def test_is_a_function_of_the_seed(self, source: str) -> None:
         model, flat, x, y = self.fixed(source)
         before = states()
-        first = [model.logits(flat, x), *model.gradient(flat, x, y), model.loss(flat, x, y)]
+        first = [model.logits(flat, x), *model.gradient(flat, x, y), model.losses(flat[None], x, y)[0]]
         assert states() == before
         draws()
-        again = [model.logits(flat, x), *model.gradient(flat, x, y), model.loss(flat, x, y)]
+        again = [model.logits(flat, x), *model.gradient(flat, x, y), model.losses(flat[None], x, y)[0]]
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not torch.equal(model.gradient(flat, x, y, seed=1)[1], first[2])
-        assert torch.equal(model.loss(flat, x, y, seed=7), model.gradient(flat, x, y, seed=7)[0])
+        assert torch.equal(model.losses(flat[None], x, y, seed=7)[0], model.gradient(flat, x, y, seed=7)[0])
 
     @pytest.mark.parametrize("vectorize", [None, False, True])
     def test_cohorts(self, source: str, vectorize: bool | None) -> None:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.func import grad, vmap
 
-from fedsieve.core.defense import LossName
+from fedsieve.core.loss import LossName
 from fedsieve.models.losses import LOSSES, batch_cross_entropy
 
 
@@ -42,6 +43,21 @@ def test_a_constant_added_to_a_classs_logits_changes_nothing(k: int, c: int, see
     logits, y = drawn(k, c, seed)
     moved = logits + torch.arange(c, dtype=torch.float64)
     torch.testing.assert_close(batch_cross_entropy(moved, y), batch_cross_entropy(logits, y), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 32, 33])
+@pytest.mark.parametrize("c", [2, 10])
+def test_cross_entropy_of_several_clients_at_once_is_torchs(k: int, c: int) -> None:
+    """Bit for bit, value and gradient, however the clients' gradients are taken."""
+    g = torch.Generator().manual_seed(k)
+    logits, y = 3 * torch.randn(6, k, c, generator=g), torch.randint(c, (6, k), generator=g)
+    ours, torchs = LOSSES["cross-entropy"], torch.nn.functional.cross_entropy
+    expected = vmap(grad(torchs))(logits, y)
+    assert torch.equal(vmap(ours)(logits, y), vmap(torchs)(logits, y))
+    assert torch.equal(vmap(grad(ours))(logits, y), expected)
+    leaf = logits.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(vmap(ours)(leaf, y).sum(), leaf)[0], expected)
+    torch.testing.assert_close(ours(logits[0], y[0]), vmap(ours)(logits, y)[0])
 
 
 def test_names_are_complete() -> None:

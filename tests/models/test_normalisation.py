@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from fedsieve.core.errors import ParameterError
 from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
-from fedsieve.models.flat import FlatModel, build_module
+from fedsieve.models.build import build_module
+from fedsieve.models.flat import FlatModel
 from fedsieve.models.normalisation import power_vectors
 
 CLASSES = 3
@@ -111,7 +112,9 @@ class TestTracked:
         gradient, statistics = model.gradient_and_statistics(flat, own.x, own.y)
         assert gradient.isfinite().all()
         assert statistics.tolist() == [0] * 4 + [1] * 4
-        torch.testing.assert_close(model.loss(flat, own.x, own.y), cross_entropy(model.logits(flat, own.x), own.y))
+        torch.testing.assert_close(
+            model.losses(flat[None], own.x, own.y)[0], cross_entropy(model.logits(flat, own.x), own.y)
+        )
 
     def test_lazy_layers(self) -> None:
         def factory() -> nn.Module:
@@ -237,7 +240,7 @@ class TestSpectralNorm:
             tensors = model.layout.unflatten(moved)
             expected = hidden @ tensors["2.weight"].T + tensors["2.bias"]
             torch.testing.assert_close(model.logits(moved, x), expected, rtol=0.02, atol=0.02)
-            torch.testing.assert_close(model.loss(moved, x, y), cross_entropy(model.logits(moved, x), y))
+            torch.testing.assert_close(model.losses(moved[None], x, y)[0], cross_entropy(model.logits(moved, x), y))
 
     def test_trains_client_by_client(self, old: bool) -> None:
         model, flat = FlatModel.of(spectral(old))
@@ -257,5 +260,6 @@ class TestSpectralNorm:
         x = torch.randn(4, 6)
         torch.testing.assert_close(model.logits(flat, x), module.eval()(x).detach())
         torch.testing.assert_close(
-            model.loss(flat, x, torch.arange(4) % CLASSES), cross_entropy(module(x), torch.arange(4) % CLASSES).detach()
+            model.losses(flat[None], x, torch.arange(4) % CLASSES)[0],
+            cross_entropy(module(x), torch.arange(4) % CLASSES).detach(),
         )

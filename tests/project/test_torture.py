@@ -13,7 +13,7 @@ from torture import __main__ as torture
 from torture.common import Command, Ended, LostError, Row, Tally, expect, same, told
 
 ROOT = Path(__file__).parents[2]
-LINE = '{"round": %d, "applied": true, "seconds": {"train": %s}}\n'
+LINE = '{"round":%d,"applied":true,"seconds":{"train":%s}}\n'
 
 
 def fail(error: Exception) -> Callable[[], None]:

@@ -9,8 +9,10 @@ import pytest
 from matplotlib.image import imread
 
 from fedsieve.core.errors import FedSieveError
+from fedsieve.core.records import RoundRecord
 from fedsieve.report import figures
 from fedsieve.report.figures import curves
+from fedsieve.report.figures.masks import _kept
 from fedsieve.report.figures.overview import _Files
 from fedsieve.report.figures.panels import Styles
 from fedsieve.report.load import Run, load
@@ -172,6 +174,24 @@ def test_masks(tmp_path: Path) -> None:
         figures.mask_scatter({"x": {"mean": BARE}}, tmp_path / "r.png")
     with pytest.raises(FedSieveError, match="have no masks"):
         figures.layers_kept({"x": BARE}, tmp_path / "r.png")
+
+
+def test_shares_are_those_of_the_second_half_or_the_last_before_it() -> None:
+    def made(*shares: float | None) -> list[RoundRecord]:
+        kept = [() if share is None else ((share, 1.0),) * 4 for share in shares]
+        seen = [replace(diagnosis(), kept=one, layers=("one", "two") if one else ()) for one in kept]
+        return [record(k, 0.5, diagnosis=one) for k, one in enumerate(seen)]
+
+    def first(records: list[RoundRecord]) -> set[tuple[float, int]]:
+        layers, kept = _kept(records)
+        assert layers == ("one", "two")
+        assert len(kept) == 8
+        return {(total, n) for _, layer, total, n in kept if layer == 0}
+
+    assert first(made(0.125, 0.25, 0.5, 0.75)) == {(1.25, 2)}
+    assert first(made(0.125, 0.25, None, 0.75)) == {(0.75, 1)}
+    assert first(made(0.125, 0.25, None, None)) == {(0.25, 1)}
+    assert _kept(made(None, None)) == ((), [])
 
 
 def test_all_of_a_report(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "local": {
         **{"learning_rate": 0.1, "batch_size": 5, "steps": 2, "epochs": 3, "momentum": 0.5, "weight_decay": 0.1},
         **{"clip_norm": 1.0, "clip_value": 1.0, "proximal": 0.1, "loss": "batch", "batch_norm": "local"},
+        "precision": "tf32",
     },
     "server": {"learning_rate": 0.1, "optimizer": Component(name="Adam")},
     "root": {"size": 20, "bias": 0.5, "label": 1, "shift": 1, "wrong_labels": 0.1, "noise": 0.1},

@@ -1,6 +1,7 @@
 """Records on the disk: one in memory at a time; damaged, contradictory and absurd ones are told and left out."""
 
 import json
+import re
 import tracemalloc
 from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, replace
@@ -12,13 +13,15 @@ from weakref import WeakSet
 import pytest
 
 from fedsieve.core.metrics import summarize
-from fedsieve.core.records import RoundRecord
+from fedsieve.core.records import DiagnosisRecord, RoundRecord
 from fedsieve.report import figures, tables
 from fedsieve.report.digest import MISSED, POINTS, Digest, spaced
+from fedsieve.report.figures.masks import _kept, _last
 from fedsieve.report.load import load
 from fedsieve.report.page import write_page
 from fedsieve.report.stored import Stored
 from fedsieve.runs.directory import RunDirectory
+from fedsieve.runs.lines import line_of
 from tests.report.conftest import diagnosis, record
 
 MakeRun = Callable[..., Path]
@@ -55,6 +58,11 @@ class TestDigest:
         }
         assert found.decided_from == 1
         assert (list(found.diagnosed), found.n_diagnosed) == ([1, 3], 2)
+
+    def test_diagnoses_without_positions(self) -> None:
+        bare = DiagnosisRecord((), None, (), (), ("far", "", "", ""))
+        found = Digest.of(record(k, 0.5, diagnosis=bare if k % 2 else diagnosis()) for k in range(5))
+        assert (list(found.diagnosed), found.n_diagnosed) == ([0, 2, 4], 5)
 
     def test_long_curves_are_thinned(self) -> None:
         found = Digest.of(record(k, k / 2000) for k in range(2000))
@@ -203,6 +211,26 @@ class TestAbsurd:
         assert run.problems == ()
         assert run.finished
         assert list(run.records) == seen
+
+    def test_rounds_without_positions_are_no_damage(self, make_run: MakeRun, tmp_path: Path) -> None:
+        bare = DiagnosisRecord((), None, (), (), ("far", "", "", ""))
+        seen = [record(k, 0.5, diagnosis=diagnosis() if k in (0, 3) else bare) for k in range(6)]
+        path = make_run("a", [], seen, attack="min-max", rounds=6)
+        (path / "records.jsonl").write_bytes(b"".join(map(line_of, seen)))
+        (run,) = load([path])
+        assert run.problems == ()
+        assert list(run.records) == seen
+        write_page([run], tmp_path / "index.html")
+        text = (tmp_path / "index.html").read_text()
+        (content,) = re.findall(r'<script id="data" type="application/json">(.*)</script>', text)
+        (shown,) = json.loads(content)["runs"]
+        assert [plot["round"] for plot in shown["scatter"]] == [0, 3]
+        assert shown["sampled"]
+        figures.mask_scatter({"x": {"a": run.records}}, tmp_path / "a.png")
+        figures.layers_kept({"x": run.records}, tmp_path / "b.png")
+        assert _last(run.records) == seen[3]
+        shares = [(k == 0, layer, share, 1) for k in range(4) for layer, share in enumerate((0.4, 0.6))]
+        assert _kept(run.records) == (("one", "two"), shares)
 
     def test_out_of_order_and_twice(self, make_run: MakeRun) -> None:
         path = make_run("a", [0.1, 0.2, 0.3, 0.4])

@@ -32,7 +32,7 @@ def plan_of(name: str, scale: str) -> Plan:
 
 
 def test_every_published_table_and_figure_is_a_suite() -> None:
-    assert set(SUITES) == SKYMASK | WITH_GOALS | {"invariant", "invariant-ablation"}
+    assert set(SUITES) == SKYMASK | WITH_GOALS | {"claim", "invariant", "invariant-ablation"}
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -123,7 +123,7 @@ class TestLikeWithLike:
             assert c.rounds == found.rounds
         assert bool(beside) == (
             (name == "table4" and scale == "paper")
-            or (name in ("table1", "table2", "table3", "detection", "invariant-ablation") and scale != "smoke")
+            or (name in ("table1", "table2", "table3", "claim", "detection", "invariant-ablation") and scale != "smoke")
         )
         assert "sieve" not in {key[3] for key in published()}
 
@@ -307,7 +307,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["tabel1"], "can't reproduce 'tabel1'; there are detection, time, honest, table1"),
+            (["tabel1"], "can't reproduce 'tabel1'; there are detection, time, honest, claim, table1"),
             (["table1", "--scale", "huge"], "there is no scale 'huge'"),
         ],
     )

@@ -82,7 +82,7 @@ def without_seconds(out: Path) -> list[str]:
     assert lines
     result = []
     for line in lines:
-        before, found, _ = line.partition(', "seconds": {')
+        before, found, _ = line.partition(',"seconds":{')
         assert found
         result.append(before)
     return result

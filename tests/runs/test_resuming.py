@@ -17,7 +17,8 @@ from fedsieve.core.errors import BusyError, CorruptDataError, FedSieveError, Par
 from fedsieve.core.metrics import summarize
 from fedsieve.runs import files
 from fedsieve.runs.checkpoint import encode
-from fedsieve.runs.directory import CHECKPOINT, PREVIOUS, RunDirectory, line_of
+from fedsieve.runs.directory import CHECKPOINT, PREVIOUS, RunDirectory
+from fedsieve.runs.lines import line_of
 from fedsieve.runs.lock import claimed
 from fedsieve.runs.run import run
 from tests.runs.conftest import ALL, ATTACKER, CPU, DETECTOR, FILES, NOWHERE, KilledError, run_into, without_seconds
@@ -430,7 +431,7 @@ class TestDamage:
         out = killed(tmp_path / "out").path
         lines = (out / "records.jsonl").read_bytes().splitlines(keepends=True)
         if kind == "edited":
-            lines[line] = lines[line].replace(b'"update_norm": ', b'"update_norm": 1', 1)
+            lines[line] = lines[line].replace(b'"update_norm":', b'"update_norm":1', 1)
         elif kind == "duplicated":
             lines.insert(line, lines[line])
         elif kind == "swapped":
@@ -483,7 +484,7 @@ class TestDamage:
 
     def test_a_finished_run_whose_records_were_edited(self, straight: Path) -> None:
         path = straight / "records.jsonl"
-        path.write_bytes(path.read_bytes().replace(b'"test_accuracy": 0', b'"test_accuracy": 1', 1))
+        path.write_bytes(path.read_bytes().replace(b'"test_accuracy":0', b'"test_accuracy":1', 1))
         assert "records.jsonl was changed: its first 7 rounds" in refused(ALL, straight, resume=True)
         (straight / CHECKPOINT).unlink()
         path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))))

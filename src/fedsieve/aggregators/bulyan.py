@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fedsieve.core.defense import Aggregate, ServerView, Updates, scatter
+from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import BoundError, ParameterError
-from fedsieve.core.linalg import column_blocks, krum_scores, lowest, pairwise_sq_distances, sorted_columns
+from fedsieve.core.linalg import column_blocks, krum_scores, lowest, pairwise_sq_distances, room_for_blocks
+from fedsieve.core.ranks import sorted_columns, within
 from fedsieve.core.traits import Traits
 
 
@@ -45,7 +46,7 @@ def bulyan(x: Float[Tensor, "n d"], f: int) -> Float[Tensor, " d"]:
     """
     check_bound(len(x), f)
     taken = take_by_krum(pairwise_sq_distances(x), torch.arange(len(x)), f, len(x) - 2 * f)
-    return mean_around_median(x[taken], len(x) - 4 * f)[0]
+    return mean_around_median(x, len(x) - 4 * f, taken)[0]
 
 
 def take_by_krum(
@@ -61,27 +62,37 @@ def take_by_krum(
     return (taken if theta < len(taken) else ~taken).to(sq_distances.device)
 
 
-def mean_around_median(x: Float[Tensor, "n d"], beta: int) -> tuple[Float[Tensor, " d"], Float[Tensor, " n"]]:
+def mean_around_median(
+    x: Float[Tensor, "n d"], beta: int, taken: Bool[Tensor, " n"] | None = None
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " n"]]:
     """Mean of the ``beta`` values of each column that are closest to its median; of two equally close, the lower.
 
     Also each row's weight in it, summing to 1: every column's weight is spread evenly over the values within the range
     of those that are kept, ties included.
+
+    Args:
+        x: Values, [n, d].
+        beta: Number of values of a column that are averaged.
+        taken: The rows that count; None is all.
     """
-    n = len(x)
-    mean, weights = torch.empty_like(x[0]), x.new_zeros(n)
-    rank = torch.arange(n, device=x.device)[:, None]
+    rows = torch.arange(len(x), device=x.device) if taken is None else taken.nonzero().squeeze(1)
+    n, ones = len(rows), x.new_ones(len(rows))
+    mean, parts, weights = torch.empty_like(x[0]), torch.zeros_like(ones), x.new_zeros(len(x))
+    kept = torch.arange(beta, device=x.device)[:, None]
+    room = room_for_blocks(x, 4)[:, :n]
     for block in column_blocks(x):
-        ranked = sorted_columns(x[:, block])
+        columns = torch.index_select(x[:, block], 0, rows, out=room[0, :, : block.stop - block.start])
+        ranked = sorted_columns(columns, room[1])
         median = ranked[(n - 1) // 2 : n // 2 + 1].mean(dim=0)
         # The closest are beta consecutive ranks. Their first rank is the number of values that are farther from the
         # median than the value beta ranks above them.
         start = (median - ranked[: n - beta] > ranked[beta:] - median).sum(dim=0, keepdim=True)
-        kept = (rank >= start) & (rank < start + beta)
-        mean[block] = torch.where(kept, ranked, 0).sum(dim=0) / beta
-        least, most = ranked.gather(0, start), ranked.gather(0, start + beta - 1)
-        inside = ((x[:, block] >= least) & (x[:, block] <= most)).to(x.dtype)
-        weights += inside @ (1 / inside.sum(dim=0))
-    return mean, weights / weights.sum()
+        closest = ranked.gather(0, start + kept)
+        mean[block] = closest.sum(dim=0) / beta
+        inside = within(columns, closest[0], closest[-1], room[2:])
+        parts += inside @ (1 / (ones @ inside))
+    weights[rows] = parts / parts.sum()
+    return mean, weights
 
 
 def check_bound(n: int, f: int) -> None:
@@ -114,5 +125,4 @@ class Bulyan:
         x, n, f = updates.parameters, len(updates.matrix), view.n_malicious
         self.check(n, f)
         taken = take_by_krum(pairwise_sq_distances(x), updates.client_ids, f, n - 2 * f)
-        mean, weights = mean_around_median(x[taken], n - 4 * f)
-        return Aggregate(mean, scatter(weights, taken, 0))
+        return Aggregate(*mean_around_median(x, n - 4 * f, taken))

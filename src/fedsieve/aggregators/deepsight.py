@@ -20,13 +20,17 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from fedsieve.core.angles import cosine_distances
+from fedsieve.core.clipping import clipped_mean
 from fedsieve.core.clustering import hdbscan
 from fedsieve.core.defense import Aggregate, Network, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import MissingDataError, ParameterError
-from fedsieve.core.layout import Layout
-from fedsieve.core.linalg import cosine_distances, median_clipped_mean, output_layer, uniform_weights
+from fedsieve.core.layout import Layout, output_layer
+from fedsieve.core.linalg import uniform_weights
 from fedsieve.core.traits import Traits
+
+_BATCH = 64  # inputs at a time on a CPU, whose caches then hold what the layers return
 
 
 @direct("deepsight")
@@ -78,7 +82,7 @@ def deepsight(
         raise ParameterError(f"deepsight: x has {x.shape[1]} columns, layout has {layout.size} coordinates")
     order = torch.arange(len(x), device=x.device)
     accepted, _ = inspect(x, global_params, layout, network, generator, order, seeds, samples, tau, min_cluster_size)
-    return median_clipped_mean(x[:, : layout.n_parameters], accepted)[0]
+    return clipped_mean(x[:, : layout.n_parameters], rows=accepted)[0]
 
 
 def inspect(
@@ -101,14 +105,12 @@ def inspect(
     energies, biases = output_updates(x, layout)
     energy_shares = neups(energies)
     exceedings = threshold_exceedings(energy_shares)
-    local = x.clone()
-    local[:, layout.n_parameters :] = 0  # the global model's running statistics: a client's must not decide
-    differences = []
-    for _ in range(seeds):
-        noise = torch.rand((samples, *network.input_shape), generator=generator).to(x)
-        differences.append(division_differences(network, global_params, local, noise)[order])
+    noises = [torch.rand((samples, *network.input_shape), generator=generator).to(x) for _ in range(seeds)]
+    # the global model's running statistics: a client's must not decide
+    differences = division_differences(network, global_params, x[:, : layout.n_parameters], noises)
+    biases, shares, differences = (features[order].cpu() for features in (biases, energy_shares, differences))
     labels = torch.empty_like(order)
-    labels[order] = ensemble(biases[order], energy_shares[order], differences, min_cluster_size)
+    labels[order] = ensemble(biases, shares, differences, min_cluster_size).to(order.device)
     accepted = accept_clusters(labels, suspicious_updates(exceedings), tau)
     return accepted, 1 - exceedings.to(x.dtype) / energy_shares.shape[1]
 
@@ -141,22 +143,37 @@ def suspicious_updates(exceedings: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
 
 
 def division_differences(
-    network: Network, start: Float[Tensor, " d"], x: Float[Tensor, "n d"], noise: Float[Tensor, "k *shape"]
-) -> Float64[Tensor, "n c"]:
+    network: Network, start: Float[Tensor, " d"], x: Float[Tensor, "n p"], noises: Sequence[Float[Tensor, "k *shape"]]
+) -> Float64[Tensor, "n s c"]:
     """Each class's probability in a local model over that in the global one, mean over the inputs (equation 6).
 
     A model whose output is NaN has the largest ratio in every class.
+
+    Args:
+        network: Computes a model's logits.
+        start: The global model, [d].
+        x: Updates of its first p coordinates, [n, p]; the others are those of the global model.
+        noises: s sets of inputs.
     """
+    inputs = torch.cat(list(noises))
+    batches = torch.split(inputs, _BATCH if x.device.type == "cpu" else len(inputs))
+
+    def log_probabilities(model: Tensor) -> Tensor:
+        return torch.cat([network.logits(model, batch) for batch in batches]).double().log_softmax(dim=1)
+
     try:
-        log_global = network.logits(start, noise).double().log_softmax(dim=1)
+        log_global = log_probabilities(start)
     except RuntimeError as error:  # tokens are integers
         raise ParameterError(
             f"deepsight runs models on random real numbers, and this model does not take them: {error}"
         ) from error
     means = []
     for row in x:
-        log_ratios = network.logits(start + row, noise).double().log_softmax(dim=1) - log_global
-        means.append(log_ratios.nan_to_num(nan=torch.inf).clamp(max=100).exp().mean(dim=0))
+        model = start.clone()
+        model[: len(row)] += row
+        log_ratios = log_probabilities(model) - log_global
+        ratios = log_ratios.nan_to_num(nan=torch.inf).clamp(max=100).exp()
+        means.append(ratios.view(len(noises), -1, ratios.shape[1]).mean(dim=1))
     return torch.stack(means)
 
 
@@ -169,7 +186,7 @@ def apart(labels: Int[Tensor, " n"]) -> Float64[Tensor, "n n"]:
 def ensemble(
     biases: Float64[Tensor, "n c"],
     shares: Float64[Tensor, "n c"],
-    differences: Sequence[Float64[Tensor, "n k"]],
+    differences: Float64[Tensor, "n s c"],
     min_cluster_size: int,
 ) -> Int[Tensor, " n"]:
     """Algorithm 2: cluster by the mean of three clusterings' distances; the third is itself a mean over the seeds."""
@@ -177,7 +194,7 @@ def ensemble(
     def votes(distances: Tensor) -> Tensor:
         return apart(hdbscan(distances, min_cluster_size))
 
-    third = torch.stack([votes(distances(features)) for features in differences]).mean(dim=0)
+    third = torch.stack([votes(distances(features)) for features in differences.unbind(dim=1)]).mean(dim=0)
     merged = (votes(cosine_distances(biases)) + votes(distances(shares)) + third) / 3
     return hdbscan(merged, min_cluster_size)
 
@@ -237,5 +254,5 @@ class DeepSight:
         x, layout, order = updates.matrix, updates.layout, updates.client_ids.argsort()
         settings = (self.seeds, self.samples, self.tau, self.min_cluster_size)
         accepted, scores = inspect(x, view.global_params, layout, view.network, view.generator, order, *settings)
-        mean, _ = median_clipped_mean(updates.parameters, accepted)
+        mean, _ = clipped_mean(updates.parameters, rows=accepted)
         return Aggregate(mean, uniform_weights(accepted, x.dtype), accepted, scores)

@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from fedsieve.core.angles import cosine_distances
+from fedsieve.core.clipping import clipped_mean
 from fedsieve.core.clustering import hdbscan
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import cosine_distances, median_clipped_mean, uniform_weights
+from fedsieve.core.linalg import uniform_weights
 from fedsieve.core.traits import Traits
 
 
@@ -75,7 +77,7 @@ def noisy_mean(
     generator: torch.Generator | None,
 ) -> Float[Tensor, " d"]:
     """Mean of the accepted rows, clipped to the median length, with noise."""
-    mean, bound = median_clipped_mean(x, accepted)
+    mean, bound = clipped_mean(x, rows=accepted)
     if noise:
         mean += noise * bound * torch.randn(len(mean), generator=generator).to(mean)
     return mean

@@ -17,11 +17,8 @@ from torch import Tensor
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import MissingDataError
-from fedsieve.core.linalg import column_blocks, row_norms
+from fedsieve.core.linalg import inner_products, row_norms, type_of_products, weighted_sum
 from fedsieve.core.traits import Traits
-
-# Lengths between 10^-15 and 10^15, and the ratio of any two of them, are far within the range of float32.
-_ORDINARY = 15
 
 
 @direct("fltrust")
@@ -43,35 +40,23 @@ def fltrust(x: Float[Tensor, "n d"], root_update: Float[Tensor, " d"]) -> Float[
 
 def trust_scores(x: Float[Tensor, "n d"], root: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
     """ReLU of each row's cosine to ``root``, [n]; 0 for a row of zeros. In float64, where no float32 row overflows."""
-    dots = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for block in column_blocks(x):
-        dots += x[:, block].double() @ root[block].double()
-    norms = row_norms(x) * root.double().norm()  # inf for a float64 row whose square overflows, which gets no trust
+    lengths, length = row_norms(x), row_norms(root[None])
+    dots = inner_products(x, root, type_of_products(x, torch.cat([lengths, length])))
+    norms = lengths * length  # inf for a float64 row whose square overflows, which gets no trust
     return torch.where((norms > 0) & norms.isfinite(), dots / norms, 0).clamp(min=0).to(x.dtype)
 
 
 def shares(trust: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Trust scores divided by their sum; all 0 if no client has trust."""
     total = trust.sum()
-    return trust / total if total > 0 else torch.zeros_like(trust)
+    return torch.where(total > 0, trust / total, 0)
 
 
 def rescaled_mean(
     x: Float[Tensor, "n d"], weights: Float[Tensor, " n"], root: Float[Tensor, " d"]
 ) -> Float[Tensor, " d"]:
     """Weighted mean of the rows, each scaled to the norm of ``root``; rows of weight 0 are left out."""
-    rows = weights > 0
-    weights, x = weights[rows], x[rows]
-    lengths, length = row_norms(x), row_norms(root[None])
-    if torch.cat([lengths, length]).log10().abs().max() < _ORDINARY:
-        scale = (weights * root.norm() / lengths).to(x.dtype)
-        mean: Tensor = scale @ x
-        return mean
-    # a float32 scale of a row of length 1e-38 would overflow, or make the mean overflow
-    mean, scales = torch.empty_like(root), weights.double() * length / lengths
-    for block in column_blocks(x):
-        mean[block] = (scales @ x[:, block].double()).to(x.dtype)
-    return mean
+    return weighted_sum(x, torch.where(weights > 0, weights.double() * row_norms(root[None]) / row_norms(x), 0))
 
 
 @dataclass(frozen=True)

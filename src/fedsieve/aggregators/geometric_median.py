@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import centred_gram, column_blocks, shorter_majority, uniform_weights
+from fedsieve.core.linalg import centred_gram, shorter_majority, uniform_weights, weighted_sum
 from fedsieve.core.traits import Traits
 
 
@@ -48,7 +48,7 @@ def geometric_median(
     tensor([0.7887, 0.7887])
     """
     check_parameters(iterations, smoothing, tolerance)
-    return weighted_mean(x, median_weights(x, iterations, smoothing, tolerance))
+    return weighted_sum(x, median_weights(x, iterations, smoothing, tolerance))
 
 
 def median_weights(
@@ -56,11 +56,10 @@ def median_weights(
 ) -> Float64[Tensor, " n"]:
     """Weights of the rows in their geometric median; parameters as in :func:`geometric_median`."""
     short = shorter_majority(x)
-    gram = centred_gram(x, short)
-    near = gram.diagonal().isfinite()
-    start, weights = uniform_weights(short, gram.dtype), torch.zeros_like(gram[0])
+    gram, start = centred_gram(x, short).cpu(), uniform_weights(short, torch.float64).cpu()
+    near, weights = gram.diagonal().isfinite(), torch.zeros_like(start)
     weights[near] = weiszfeld(gram[near][:, near], start[near], smoothing, iterations, tolerance)
-    return weights
+    return weights.to(x.device)
 
 
 def weiszfeld(
@@ -84,14 +83,6 @@ def weiszfeld(
         if ((weights - before).abs() <= tolerance * weights).all():
             break
     return weights
-
-
-def weighted_mean(x: Float[Tensor, "n d"], weights: Float64[Tensor, " n"]) -> Float[Tensor, " d"]:
-    """Weighted mean of the rows, computed in float64 for huge rows with tiny weights."""
-    mean = torch.empty_like(x[0])
-    for block in column_blocks(x):
-        mean[block] = (weights @ x[:, block].double()).to(x.dtype)
-    return mean
 
 
 def check_parameters(iterations: int, smoothing: float, tolerance: float) -> None:
@@ -131,5 +122,5 @@ class GeometricMedian:
         """See :class:`fedsieve.core.defense.Aggregator`."""
         settings = (self.iterations, self.smoothing, self.tolerance)
         weights = median_weights(updates.parameters, *settings)
-        median = weighted_mean(updates.parameters, weights)
+        median = weighted_sum(updates.parameters, weights)
         return Aggregate(median, weights.to(median.dtype))

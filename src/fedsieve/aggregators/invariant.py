@@ -26,7 +26,8 @@ from torch import Tensor
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import column_blocks, mean_of_ranks
+from fedsieve.core.linalg import column_blocks
+from fedsieve.core.ranks import mean_of_ranks
 from fedsieve.core.traits import Traits
 
 Preset = Literal["paper", "code"]

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import BoundError, ParameterError
-from fedsieve.core.linalg import krum_scores, lowest, pairwise_sq_distances, uniform_weights
+from fedsieve.core.linalg import krum_scores, lowest, pairwise_sq_distances, uniform_weights, weighted_sum
 from fedsieve.core.traits import Traits
 
 _PAPER = "Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017"
@@ -71,13 +71,18 @@ def multi_krum(x: Float[Tensor, "n d"], f: int, keep: int | None = None) -> Floa
     """
     check_bound("multi-krum", len(x), f)
     check_keep(keep)
-    return x[select(x, f, len(x) - f if keep is None else keep)[0]].mean(dim=0)
+    return mean_of(x, select(x, f, len(x) - f if keep is None else keep)[0])
 
 
 def select(x: Float[Tensor, "n d"], f: int, keep: int) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
     """Which rows have the ``keep`` lowest scores, ties with the last of them included; and all scores, finite, [n]."""
     scores = krum_scores(pairwise_sq_distances(x), f)
     return lowest(scores, keep), scores.clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
+
+
+def mean_of(x: Float[Tensor, "n d"], rows: Bool[Tensor, " n"]) -> Float[Tensor, " d"]:
+    """Mean of the chosen rows, of which there are many: none is copied."""
+    return weighted_sum(x, rows.double()) / rows.sum()
 
 
 def check_bound(name: str, n: int, f: int) -> None:
@@ -149,4 +154,4 @@ class MultiKrum:
         x, f = updates.parameters, view.n_malicious
         self.check(len(x), f)
         rows, scores = select(x, f, len(x) - f if self.keep is None else self.keep)
-        return Aggregate(x[rows].mean(dim=0), uniform_weights(rows, x.dtype), rows, scores)
+        return Aggregate(mean_of(x, rows), uniform_weights(rows, x.dtype), rows, scores)

@@ -13,13 +13,13 @@ from math import isfinite
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import column_blocks, middle
+from fedsieve.core.linalg import column_blocks, middle, room_for_blocks
 from fedsieve.core.traits import Traits
 
 
@@ -49,22 +49,30 @@ def majority(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor
 
     Every column's weight is spread evenly over the rows that have the majority's sign; a tied column has no weight.
     """
-    outcome, weights = torch.empty_like(x[0]), x.new_zeros(len(x))
+    outcome, weights, ones = torch.empty_like(x[0]), x.new_zeros(len(x)), x.new_ones(len(x))
+    room = room_for_blocks(x, 1)[0]
     for block in column_blocks(x):
-        signs = x[:, block].sign()
-        outcome[block] = signs.sum(dim=0).sign()
-        winners = ((signs == outcome[block]) & (outcome[block] != 0)).to(x.dtype)
-        weights += winners @ (1 / winners.sum(dim=0).clamp(min=1))
+        signs = torch.sign(x[:, block], out=room[:, : block.stop - block.start])
+        outcome[block] = (ones @ signs).sign()
+        winners = signs.mul_(outcome[block]).clamp_(min=0)  # 1 where the sign is the majority's, else 0
+        weights += winners @ (1 / (ones @ winners).clamp(min=1))
     total = weights.sum()
-    return outcome, weights / total if total > 0 else weights
+    return outcome, torch.where(total > 0, weights / total, 0)
 
 
 def typical_size(x: Float[Tensor, "n d"]) -> float:
     """Median over the rows of their mean absolute value."""
-    sizes = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    size = float(middle(_absolute_sums(x, x.dtype))) / x.shape[1]
+    return size if isfinite(size) else float(middle(_absolute_sums(x, torch.float64))) / x.shape[1]
+
+
+def _absolute_sums(x: Float[Tensor, "n d"], dtype: torch.dtype) -> Float64[Tensor, " n"]:
+    """Sum of absolute values of each row; in ``dtype`` within a block of columns."""
+    sums = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    room = room_for_blocks(x, 1)[0]
     for block in column_blocks(x):
-        sizes += x[:, block].abs().sum(dim=1, dtype=torch.float64)
-    return float(middle(sizes)) / x.shape[1]
+        sums += torch.abs(x[:, block], out=room[:, : block.stop - block.start]).sum(dim=1, dtype=dtype)
+    return sums
 
 
 def step_size(x: Float[Tensor, "n d"], step: float | None) -> float:

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fedsieve.core.clipping import check_max_norm, clipped_mean
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import check_max_norm, clip_updates, uniform_weights
+from fedsieve.core.linalg import uniform_weights
 from fedsieve.core.traits import Traits
 
 _RHO = 0.9
@@ -63,7 +64,7 @@ def sparsefed(
     tensor([0.0000, 7.5000, 0.0000])
     """
     check_parameters(keep, max_norm, rho, "rho")
-    return sparse_step(clip_updates(x, max_norm)[0].mean(dim=0), momentum, memory, keep, rho)
+    return sparse_step(clipped_mean(x, max_norm)[0], momentum, memory, keep, rho)
 
 
 def sparse_step(
@@ -128,7 +129,7 @@ class SparseFed:
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
         x, state = updates.parameters, view.state or {}
-        update = clip_updates(x, self.max_norm)[0].mean(dim=0)
+        update, _ = clipped_mean(x, self.max_norm)
         step, momentum, memory = sparse_step(
             update, state.get("momentum"), state.get("memory"), self.keep, self.momentum
         )

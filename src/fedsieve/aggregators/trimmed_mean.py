@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import BoundError, ParameterError
-from fedsieve.core.linalg import mean_of_ranks
+from fedsieve.core.ranks import mean_of_ranks
 from fedsieve.core.traits import Traits
 
 

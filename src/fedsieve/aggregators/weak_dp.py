@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsieve.core.clipping import check_max_norm, clipped_mean
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import check_max_norm, clip_updates, uniform_weights
+from fedsieve.core.linalg import uniform_weights
 from fedsieve.core.traits import Traits
 
 _NOISE = 0.05
@@ -65,8 +66,7 @@ def noisy_mean(
     generator: torch.Generator | None,
 ) -> Float[Tensor, " d"]:
     """Mean of the clipped rows with noise; see :func:`weak_dp`."""
-    clipped, bound = clip_updates(x, max_norm)
-    mean = clipped.mean(dim=0)
+    mean, bound = clipped_mean(x, max_norm)
     deviation = (_NOISE if noise is None else noise) * bound / len(x) if sigma is None else sigma
     if deviation:
         mean += deviation * torch.randn(len(mean), generator=generator).to(x)

@@ -120,7 +120,7 @@ class Copycat:
         where = layer_coordinates(view.layout, self.layer)
         if not len(benign):
             return own.clone()
-        if view.benign_ids is not None:
+        if view.benign_ids is not None and bool((view.benign_ids.diff() < 0).any()):
             benign = benign[view.benign_ids.argsort()]
         chosen = self.chosen(benign, len(own))
         copies = benign[chosen[torch.arange(len(own)) % len(chosen)]]

@@ -19,22 +19,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from fedsieve.attacks.columns import deviations, sum_signs
 from fedsieve.core.attack import AttackView
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import check_fits_float32, column_blocks, krum_scores, pairwise_sq_distances
+from fedsieve.core.linalg import (
+    check_fits_float32,
+    column_blocks,
+    inner_products,
+    pairwise_sq_distances,
+    row_norms,
+    type_of_products,
+)
+from fedsieve.core.rows import both
 from fedsieve.core.traits import Traits
-
-
-def honest_direction(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """Sign of each column's sum: 1, -1 or 0.
-
-    >>> honest_direction(torch.tensor([[1.0, -1.0, 1.0], [1.0, 0.0, -1.0]]))
-    tensor([ 1., -1.,  0.])
-    """
-    return x.sum(dim=0, dtype=torch.float64).sign().to(x.dtype)
 
 
 def beyond_extremes(x: Float[Tensor, "n d"], m: int, spread: float, generator: torch.Generator) -> Float[Tensor, "m d"]:
@@ -46,11 +46,13 @@ def beyond_extremes(x: Float[Tensor, "n d"], m: int, spread: float, generator: t
     >>> beyond_extremes(x, m=1, spread=1.0, generator=torch.Generator())  # at the extremes
     tensor([[ 1., -1.]])
     """
-    direction = honest_direction(x)
+    direction = sum_signs(x)
     extreme = torch.where(direction > 0, x.amin(dim=0), x.amax(dim=0))
-    factor = 1 + (spread - 1) * torch.rand(m, x.shape[1], generator=generator).to(x)
-    moved = torch.where(direction * extreme > 0, extreme / factor, extreme * factor)
-    return torch.where(direction == 0, 0, moved)
+    moved = torch.rand(m, x.shape[1], generator=generator).to(x).mul_(spread - 1).add_(1)
+    for block in column_blocks(moved):
+        way, end, factor = direction[block], extreme[block], moved[:, block]
+        moved[:, block] = torch.where(way == 0, 0, torch.where(way * end > 0, end / factor, end * factor))
+    return moved
 
 
 def beyond_deviations(x: Float[Tensor, "n d"], m: int, generator: torch.Generator) -> Float[Tensor, "m d"]:
@@ -59,8 +61,8 @@ def beyond_deviations(x: Float[Tensor, "n d"], m: int, generator: torch.Generato
     >>> beyond_deviations(torch.tensor([[5.0], [5.0]]), m=1, generator=torch.Generator())  # no deviation
     tensor([[5.]])
     """
-    distance = 3 + torch.rand(m, x.shape[1], generator=generator).to(x)
-    return x.mean(dim=0) - honest_direction(x) * x.std(dim=0, correction=0) * distance
+    distance = torch.rand(m, x.shape[1], generator=generator).to(x).add_(3)
+    return x.mean(dim=0) - distance.mul_(sum_signs(x) * deviations(x))
 
 
 def step_bound(sq_distances: Float[Tensor, "b b"], sq_norms: Float[Tensor, " b"], f: int, d: int) -> float:
@@ -83,6 +85,64 @@ def step_bound(sq_distances: Float[Tensor, "b b"], sq_norms: Float[Tensor, " b"]
     return float(nearest.sum(dim=1).min() / max(b - f - 1, 1) + sq_norms.max().sqrt()) / math.sqrt(d)
 
 
+@dataclass(frozen=True)
+class _Benign:
+    """Benign updates x_i, as far as Krum's scores of them and of crafted ones, -lambda s, depend on them.
+
+    Attributes:
+        sq_distances: Squared distances between them, [b, b].
+        ranked: Of each the squared distances to the others, ascending, [b, b - 1].
+        sq_norms: Squared norms, [b].
+        along: Inner products with s, [b].
+        length: Squared norm of s.
+        d: Number of coordinates.
+    """
+
+    sq_distances: Float64[Tensor, "b b"]
+    ranked: Float64[Tensor, "b k"]
+    sq_norms: Float64[Tensor, " b"]
+    along: Float64[Tensor, " b"]
+    length: Float64[Tensor, ""]
+    d: int
+
+    @classmethod
+    def of(cls, benign: Float[Tensor, "b d"], direction: Float[Tensor, " d"]) -> "_Benign":
+        norms, between = row_norms(benign), pairwise_sq_distances(benign)
+        along = inner_products(benign, direction, type_of_products(benign, norms))
+        ranked = between.clone().fill_diagonal_(torch.inf).sort(dim=1).values[:, :-1].contiguous()
+        return cls(between, ranked, norms.square(), along, direction.double().square().sum(), benign.shape[1])
+
+    def largest_step(self, copies: int, threshold: float) -> float:
+        """See :func:`largest_chosen_step`."""
+        step, steps = step_bound(self.sq_distances, self.sq_norms, copies, self.d), []
+        while threshold < step < math.inf:
+            steps.append(step)
+            step /= 2
+        lengths = torch.tensor(steps, dtype=torch.float64, device=self.along.device)[:, None]
+        # |x_i + step s|^2: only these distances depend on the step, [steps, b]
+        crafted = (self.sq_norms + 2 * lengths * self.along + lengths**2 * self.length).clamp(min=0)
+        chosen = self._scores_of_crafted(crafted, copies) <= self._scores(crafted, copies).amin(dim=1)
+        first = chosen.tolist()
+        return steps[first.index(True)] if True in first else 0.0
+
+    @property
+    def _neighbours(self) -> int:
+        """Krum's n - f - 2 with n = b + f; at least one."""
+        return max(len(self.along) - 2, 1)
+
+    def _scores_of_crafted(self, crafted: Float64[Tensor, "s b"], copies: int) -> Float64[Tensor, " s"]:
+        """The other copies are the nearest neighbours, at distance 0."""
+        return crafted.sort(dim=1).values[:, : max(self._neighbours - copies + 1, 0)].sum(dim=1)
+
+    def _scores(self, crafted: Float64[Tensor, "s b"], copies: int) -> Float64[Tensor, "s b"]:
+        """The nearest neighbours of a benign update: so many others, and copies of the crafted one."""
+        nearer = torch.searchsorted(self.ranked, crafted.T.contiguous()).T
+        taken = (self._neighbours - nearer).clamp(0, copies)
+        sums = torch.cat([torch.zeros_like(self.along[:, None]), self.ranked.cumsum(dim=1)], dim=1)
+        others = sums.gather(1, (self._neighbours - taken).T).T
+        return others + torch.where(taken > 0, taken * crafted, 0)
+
+
 def largest_chosen_step(
     benign: Float[Tensor, "b d"], direction: Float[Tensor, " d"], copies: int, threshold: float
 ) -> float:
@@ -100,27 +160,7 @@ def largest_chosen_step(
     Returns:
         Lambda; 0 if there is none above ``threshold``.
     """
-    along = torch.zeros(len(benign), dtype=torch.float64, device=benign.device)
-    sq_norms = torch.zeros_like(along)
-    for block in column_blocks(benign):
-        columns = benign[:, block].double()
-        along += columns @ direction[block].double()
-        sq_norms += columns.square().sum(dim=1)
-    between = pairwise_sq_distances(benign)
-    length = direction.double().square().sum()
-    step = step_bound(between, sq_norms, copies, benign.shape[1])
-    distances = torch.zeros(copies + len(benign), copies + len(benign), dtype=torch.float64, device=benign.device)
-    distances[copies:, copies:] = between
-    while threshold < step < math.inf:
-        # |x_i + step s|^2: only these distances depend on the step
-        to_crafted = (sq_norms + 2 * step * along + step**2 * length).clamp(min=0)
-        distances[:copies, copies:] = to_crafted
-        distances[copies:, :copies] = to_crafted[:, None]
-        scores = krum_scores(distances, copies)
-        if scores[0] <= scores[copies:].min():
-            return step
-        step /= 2
-    return 0.0
+    return _Benign.of(benign, direction).largest_step(copies, threshold)
 
 
 def fang_krum(
@@ -136,12 +176,13 @@ def fang_krum(
         benign: The benign clients' updates; None with partial knowledge.
         threshold: Below it the search for lambda ends.
     """
-    known = own if benign is None else torch.cat([own, benign])
-    direction = honest_direction(known)
+    known = own if benign is None else both(own, benign)
+    direction = sum_signs(known)
     if benign is not None and len(benign):
-        step = largest_chosen_step(benign, direction, len(own), threshold)
+        step = _Benign.of(benign, direction).largest_step(len(own), threshold)
     else:
-        tries = (largest_chosen_step(own, direction, copies, threshold) for copies in range(1, len(own) + 1))
+        seen = _Benign.of(own, direction)
+        tries = (seen.largest_step(copies, threshold) for copies in range(1, len(own) + 1))
         step = next((found for found in tries if found > 0), 0.0)
     return -step * direction if step else known.mean(dim=0) - threshold * direction
 
@@ -205,8 +246,6 @@ class FangKrum:
         """See :class:`fedsieve.core.attack.UpdateAttack`."""
         m, d = view.malicious_updates.shape
         first = fang_krum(view.malicious_updates, view.benign_updates, self.threshold)
-        noise = (2 * torch.rand(m, d, generator=view.generator) - 1).to(view.malicious_updates) * (
-            self.radius / math.sqrt(d)
-        )
-        noise[0] = 0
-        return first + noise
+        noise = torch.rand(m, d, generator=view.generator).mul_(2).sub_(1).to(view.malicious_updates)
+        noise.mul_(self.radius / math.sqrt(d))[0] = 0
+        return noise.add_(first)

@@ -26,7 +26,7 @@ def gaussian(x: Float[Tensor, "m d"], std: float, generator: torch.Generator) ->
     >>> gaussian(torch.zeros(2, 3), 200.0, torch.Generator()).shape
     torch.Size([2, 3])
     """
-    return std * torch.randn(x.shape, generator=generator).to(x)
+    return torch.randn(x.shape, generator=generator).to(x).mul_(std)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from fedsieve.core.defense import Loss
+from fedsieve.core.loss import Loss
 
 
 def lowered_margin(c: int) -> Loss:

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fedsieve.attacks.columns import deviations
 from fedsieve.attacks.triggers import (
     check_effect,
     check_pattern,
@@ -59,7 +60,7 @@ def mean_and_deviation(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Fl
     >>> mean_and_deviation(torch.tensor([[1.0], [3.0]]))
     (tensor([2.]), tensor([1.]))
     """
-    return x.mean(dim=0), x.std(dim=0, correction=0)
+    return x.mean(dim=0), deviations(x)
 
 
 def lie(x: Float[Tensor, "n d"], z: float) -> Float[Tensor, " d"]:

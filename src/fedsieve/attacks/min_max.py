@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsieve.attacks.columns import deviations
 from fedsieve.core.attack import AttackView
 from fedsieve.core.linalg import column_blocks, pairwise_sq_distances
 from fedsieve.core.traits import Traits
@@ -39,11 +40,11 @@ def deviation(x: Float[Tensor, "n d"], kind: Deviation) -> Float[Tensor, " d"]:
     match kind:
         case "unit-vector":
             norm = mean.norm()
-            return mean / norm if norm > 0 else mean
+            return torch.where(norm > 0, mean / norm, mean)
         case "sign":
             return mean.sign()
         case "std":
-            return x.std(dim=0) if len(x) > 1 else torch.zeros_like(mean)
+            return deviations(x, correction=1) if len(x) > 1 else torch.zeros_like(mean)
 
 
 def offsets_from_mean(
@@ -55,12 +56,12 @@ def offsets_from_mean(
     (tensor([ 1., -1.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
     """
     along = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    sq_norms = torch.zeros_like(along)
+    sq_norms, ones = torch.zeros_like(along), torch.ones_like(along)
     for block in column_blocks(x):
         columns = x[:, block].double()
-        offsets = columns.mean(dim=0) - columns
+        offsets = ones @ columns / len(x) - columns
         along += offsets @ direction[block].double()
-        sq_norms += offsets.square().sum(dim=1)
+        sq_norms += offsets.square_().sum(dim=1)
     return along, sq_norms
 
 
@@ -74,14 +75,12 @@ def largest_step(
     >>> largest_step(torch.tensor([[1.0], [-1.0]]), torch.ones(1), sq_radius=9.0)
     2.0
     """
-    square = float(direction.double().square().sum())
-    if square == 0:
-        return 0.0
+    square = direction.double().square().sum()
     half, sq_norms = offsets_from_mean(x, direction)
     room = half**2 - square * (sq_norms - sq_radius)
-    if (room < 0).any():  # even the nearest point of the line is too far from some row
-        return 0.0
-    return max(0.0, float(((half + room.sqrt()) / square).min()))
+    # with room < 0, even the nearest point of the line is too far from some row
+    none = (square == 0) | (room < 0).any()
+    return max(0.0, float(torch.where(none, 0, ((half + room.sqrt()) / square).min())))
 
 
 def largest_step_in_sum(x: Float[Tensor, "n d"], direction: Float[Tensor, " d"], bound: Bound) -> float:
@@ -93,11 +92,9 @@ def largest_step_in_sum(x: Float[Tensor, "n d"], direction: Float[Tensor, " d"],
     >>> largest_step_in_sum(torch.tensor([[1.0], [-1.0]]), torch.ones(1), "max")
     1.0
     """
-    square = float(direction.double().square().sum())
-    if square == 0:
-        return 0.0
+    square = direction.double().square().sum()
     _, sq_norms = offsets_from_mean(x, direction)
-    return float(((sq_norms.max() if bound == "max" else sq_norms.min()) / square).sqrt())
+    return float(torch.where(square == 0, 0, ((sq_norms.max() if bound == "max" else sq_norms.min()) / square).sqrt()))
 
 
 def min_max(x: Float[Tensor, "n d"], kind: Deviation = "unit-vector") -> Float[Tensor, " d"]:

@@ -29,9 +29,9 @@ def noise_of_length(
         where: Coordinates that are drawn; the others are 0.
         generator: The only source of randomness.
     """
-    drawn = torch.where(where.to(like.device), torch.randn(like.shape, generator=generator).to(like), 0)
+    drawn = torch.randn(like.shape, generator=generator).to(like).masked_fill_(~where.to(like.device), 0)
     norms: Tensor = drawn.norm(dim=1, keepdim=True)
-    return drawn / norms.clamp(min=torch.finfo(like.dtype).tiny) * lengths.to(like)[:, None]
+    return drawn.div_(norms.clamp(min=torch.finfo(like.dtype).tiny)).mul_(lengths.to(like)[:, None])
 
 
 def with_noise(
@@ -46,4 +46,4 @@ def with_noise(
         generator: The only source of randomness.
     """
     lengths = row_norms(torch.where(where.to(x.device), x, 0))
-    return x + noise_of_length(x, share * lengths, where, generator)
+    return noise_of_length(x, share * lengths, where, generator).add_(x)

@@ -1,25 +1,42 @@
 """``fedsieve reproduce``."""
 
+import re
+import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedsieve.cli.options import TensorBoardFlag, folder, out
+from fedsieve.cli.options import TensorBoardFlag, folder, out, say, torch_device
 from fedsieve.cli.swept import CheckpointOption, JobsOption, ThreadsOption, swept
 from fedsieve.core.escaping import printable
+
+if TYPE_CHECKING:
+    from fedsieve.reproduce.forecast import Outlook
 
 
 def reproduce(
     name: Annotated[str, typer.Argument(help="A table or figure; fedsieve reproduce list prints their names.")],
     scale: Annotated[str, typer.Option(help="smoke (a minute), small (half an hour on two cores) or paper.")] = "small",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="TEXT",
+            help="Groups, rows or columns whose label contains this (=TEXT: is this). Texts of one kind add up, and "
+            "the three kinds narrow each other.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing; print what is left to run, and about how long it takes.")
+    ] = False,
     directory: Annotated[
         Path | None,
         typer.Option(
-            "--out", parser=folder, help="Folder for tables and figures.", show_default="reproduced/NAME-SCALE"
+            "--out", parser=folder, help="Folder for tables and figures.", show_default="reproduced/NAME-SCALE[-ONLY]"
         ),
     ] = None,
     runs: Annotated[Path, typer.Option(parser=folder, help="Folder for run directories.")] = Path("runs"),
@@ -34,13 +51,17 @@ def reproduce(
 ) -> None:
     """Rerun a published table or figure: our numbers beside the published ones, and which goals are not met.
 
-    Runs that a sweep elsewhere has begun are waited for.
+    Runs that are finished are not run again, and others go on where they stopped, also on another machine: copy the
+    folder of run directories. Runs that a sweep elsewhere has begun are waited for.
     """
     from fedsieve.core.errors import ParameterError
+    from fedsieve.data.store import data_folder
     from fedsieve.report.stored import Rounds, Stored
     from fedsieve.reproduce import SCALES, SUITES, tables
     from fedsieve.reproduce.comparison import compare
-    from fedsieve.runs.cell import check_folder, finished
+    from fedsieve.reproduce.forecast import forecast, rounds_done
+    from fedsieve.reproduce.only import only as narrowed
+    from fedsieve.runs.cell import check_folder
     from fedsieve.runs.files import one_line
 
     if name == "list":
@@ -57,11 +78,22 @@ def reproduce(
     if scale not in SCALES:
         raise ParameterError(f"there is no scale {scale!r}; there are {', '.join(SCALES)}")
     suite, start = SUITES[name], time.perf_counter()
-    plan = suite.plan(scale)
+    plan, part = suite.plan(scale), ""
+    if only:
+        plan, part = narrowed(suite, plan, only)
+        say(part)
+    if dry_run:
+        where = torch_device(device)
+        if not quiet:
+            say(
+                "estimating; where no rounds on disk tell how long they take, a few are run, for about a minute at most"
+            )
+        _print_forecast(forecast(plan, runs, data_folder(), where, threads), str(where), jobs, threads)
+        return
     cells = plan.cells()
     names = {e.key: ", ".join(map(str, label)) for label, e in cells.items()}
     experiments = list({e.key: e for e in cells.values()}.values())
-    target = directory or Path("reproduced") / f"{name}-{scale}"
+    target = directory or Path("reproduced") / "-".join([name, scale, *map(_slug, only or [])])
     check_folder(target, "tables and figures", make=True)  # before hours of computing
     if tables_only:
         errors = {e.key: "" for e in experiments}
@@ -84,16 +116,23 @@ def reproduce(
     for e in experiments:
         if not errors[e.key]:
             stored = Stored(runs / e.key, e)  # its records stay on the disk
-            errors[e.key] = next(iter(stored.problems), "") if finished(runs / e.key, e) else "not run"
+            done = rounds_done(runs / e.key, e)
+            missing = f"not finished: round {done:,} of {e.rounds:,}" if done else "not run"
+            errors[e.key] = next(iter(stored.problems), "") if done == e.rounds else missing
             if not errors[e.key]:
                 records[e.key] = stored
     found = compare(suite, plan, records, errors)
-    how = f"`fedsieve reproduce {name} --scale {scale}`, {_versions()}, {time.strftime('%Y-%m-%d')}."
+    options = "".join(f" --only {shlex.quote(text)}" for text in only or [])
+    how = (
+        f"`fedsieve reproduce {name} --scale {scale}{printable(options)}`, {_versions()}, {time.strftime('%Y-%m-%d')}."
+    )
     with one_line(f"write tables and figures to {target}"):
-        (target / f"{name}.md").write_text(tables.markdown(suite, plan, found, how), encoding="utf-8")
+        (target / f"{name}.md").write_text(tables.markdown(suite, plan, found, how, part), encoding="utf-8")
         tables.write_csv(found, target / f"{name}.csv")
         if suite.draw and records:
             suite.draw(plan, records, target / f"{name}.png")
+    if part:
+        out.print(Text(part))
     for table in tables.terminal(suite, found):
         out.print(table)
         out.print()
@@ -101,6 +140,56 @@ def reproduce(
     out.print(Text(f"{printable(str(target))} ({time.perf_counter() - start:.0f} s)"), soft_wrap=True)
     if any(errors.values()):
         raise typer.Exit(1)
+
+
+def _slug(text: str) -> str:
+    """A text as a part of a folder's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "only"
+
+
+def _print_forecast(cells: "list[Outlook]", device: str, jobs: int, threads: int) -> None:
+    """Print what is left to run."""
+    from fedsieve.reproduce.forecast import PROCESS
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("group", "row", "column", "seeds", "rounds", "clients", "state", "time left", "from", "memory"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("rounds", "clients") else "left")
+    for cell in cells:
+        e = cell.experiments[0]
+        seeds = ", ".join(str(other.seed) for other in cell.experiments)
+        left = "" if not cell.left else "?" if cell.seconds is None else duration(cell.left * cell.seconds)
+        memory = "" if not cell.left else "?" if cell.memory is None else f"{cell.memory / 1e9:.1f} GB"
+        row = cell.row if cell.shown else f"{cell.row} (not shown)"
+        labels = [Text(printable(label)) for label in (cell.group, row, cell.column)]
+        numbers = [seeds, f"{e.rounds:,}", f"{e.clients_per_round:,}", cell.state, left, cell.source, memory]
+        table.add_row(*labels, *(Text(printable(text)) for text in numbers))
+    out.print(table)
+    waiting = [cell for cell in cells if cell.left]
+    known = [cell.left * cell.seconds for cell in waiting if cell.seconds is not None]
+    runs = [n < e.rounds for cell in cells for e, n in zip(cell.experiments, cell.done, strict=True)]
+    said = [f"{sum(runs):,} of {len(runs):,} runs are not finished"]
+    if known:
+        threaded = f"{threads} thread{'s' if threads > 1 else ''} each"
+        said += [
+            f"about {duration(sum(known))} on {device}, {threaded}, one after another; --jobs {jobs} shares it out"
+        ]
+    if unknown := [cell.source for cell in waiting if cell.seconds is None]:
+        said += [f"{len(unknown)} cells without an estimate are not counted ({unknown[0]})"]
+    if waiting:
+        said += [f"memory is what a run needs at least: {PROCESS / 1e9:.1f} GB, the data twice, model and updates"]
+    out.print(Text(printable(". ".join(text[0].upper() + text[1:] for text in said) + ".")), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit in which they are easy to read.
+
+    >>> duration(0.25), duration(90.0), duration(5400.0), duration(9000.0), duration(3e5)
+    ('0 s', '90 s', '90 min', '2.5 h', '3.5 days')
+    """
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _versions() -> str:

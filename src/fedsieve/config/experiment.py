@@ -22,6 +22,7 @@ from fedsieve.config.settings import (
     RECORDED,
     Clients,
     Count,
+    Drawn,
     Frozen,
     Local,
     Named,
@@ -96,7 +97,7 @@ class Experiment(Frozen):
     clients: Clients
     malicious: Annotated[int, Field(ge=0, le=MAX_CLIENTS)]
     assumed_malicious: Annotated[int, Field(ge=0, le=MAX_CLIENTS)]
-    clients_per_round: Clients
+    clients_per_round: Drawn
     knowledge: Literal["full", "partial"] = "full"
     knows_defense: bool = False
     rounds: Count

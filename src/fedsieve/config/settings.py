@@ -9,15 +9,17 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from fedsieve.config.optimizers import optimizers
-from fedsieve.core.defense import LossName
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.escaping import shown
+from fedsieve.core.loss import LossName
+from fedsieve.models.precision import Precision
 
 Rate = Annotated[float, Field(gt=0)]
 # Bounds far above any experiment's, so that a slip of the keyboard ends in an error and not in a full memory.
-MAX_CLIENTS = 100_000
+MAX_CLIENTS = 10_000_000
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Clients = Annotated[int, Field(ge=1, le=MAX_CLIENTS)]
+Drawn = Annotated[int, Field(ge=1, le=100_000)]  # each of them takes memory, as a client that is not drawn does not
 Passes = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -111,7 +113,11 @@ class Local(Frozen):
 
     ``batch_norm: local`` is FedBN (Li et al., ICLR 2021): every client keeps its own BatchNorm parameters and
     statistics, sends no update of them, and the model is evaluated with the benign clients' mean of them.
+
+    ``precision`` is that of the clients' and the server's local training alone; ``tf32`` needs a GPU.
     """
+
+    off: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     learning_rate: Rate = 0.5
     batch_size: Count = 32
@@ -124,6 +130,7 @@ class Local(Frozen):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     loss: LossName = "cross-entropy"
     batch_norm: Literal["shared", "local"] = "shared"
+    precision: Precision = "float32"
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +141,10 @@ class Local(Frozen):
         if steps is not None and epochs is not None:
             raise ValueError(f"steps={steps} has no effect with epochs={epochs}; set one of them")
         return {**given, "steps": 1} if steps is None and epochs is None and not is_recorded(info) else given
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return without_what_is_off(self, write)
 
 
 class ServerSide(Frozen):
@@ -224,7 +235,7 @@ class Odd(Frozen):
     """
 
     kind: Literal["none", "noise", "brightness", "one-class", "more-data"] = "none"
-    clients: Clients | None = None
+    clients: Drawn | None = None
     amount: Annotated[float, Field(gt=0, le=1000)] | None = None
 
     @model_validator(mode="before")

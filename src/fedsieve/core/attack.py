@@ -15,6 +15,7 @@ from fedsieve.core.direct import described
 from fedsieve.core.errors import StageError
 from fedsieve.core.escaping import shown
 from fedsieve.core.layout import Layout
+from fedsieve.core.rows import both
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class AttackView:
         """Every honestly trained update that the attacker has seen: malicious clients' first, then benign ones'."""
         if self.benign_updates is None:
             return self.malicious_updates
-        return torch.cat([self.malicious_updates, self.benign_updates])
+        return both(self.malicious_updates, self.benign_updates)
 
 
 @runtime_checkable

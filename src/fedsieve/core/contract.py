@@ -20,8 +20,6 @@ from fedsieve.core.defense import (
     Detection,
     Detector,
     Diagnosis,
-    Loss,
-    LossName,
     PreAggregated,
     PreAggregator,
     Root,
@@ -31,6 +29,8 @@ from fedsieve.core.defense import (
 )
 from fedsieve.core.direct import described, finite
 from fedsieve.core.errors import StageError, UnusableResultError
+from fedsieve.core.loss import Loss, LossName
+from fedsieve.core.several import gradients, losses
 
 _DEEPEST = 50  # levels of a state
 
@@ -142,6 +142,12 @@ class _ReadOnlyRoot:
         self, flat: Float[Tensor, " d"], loss: LossName | Loss = "cross-entropy", /
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         return self.root.gradient(flat, loss)
+
+    def losses(self, flats: Float[Tensor, "m d"], loss: LossName | Loss = "cross-entropy", /) -> Float[Tensor, " m"]:
+        return losses(self.root, flats, loss)
+
+    def gradients(self, flat: Float[Tensor, " d"], wanted: Any, /) -> tuple[Float[Tensor, " l"], Float[Tensor, "l d"]]:
+        return gradients(self.root, flat, wanted)
 
     def update(self) -> Float[Tensor, " d"]:
         return self.root.update()

@@ -1,18 +1,15 @@
 """What a defense sees, what it returns, and the three kinds of stage it is made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from fedsieve.core.layout import Layout
-
-# A loss is a function of logits [k, c] and classes [k]; these names are those of fedsieve.models.losses.
-Loss = Callable[[Tensor, Tensor], Tensor]
-LossName = Literal["cross-entropy", "batch"]
+from fedsieve.core.loss import Loss, LossName
 
 
 def scatter(

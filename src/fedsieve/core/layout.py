@@ -83,3 +83,16 @@ class Layout:
             tensor = tensors[s.name]
             parts.append(tensor.reshape(*tensor.shape[: tensor.dim() - len(s.shape)], -1))
         return torch.cat(parts, dim=-1)
+
+
+def output_layer(layout: Layout) -> tuple[Segment, Segment | None]:
+    """Weight [classes, features] and bias [classes] of a model's last layer.
+
+    The weight is the last parameter of at least two dimensions, one row per class; without one, the last parameter.
+    The bias is the parameter right behind it, if it has as many entries as there are classes; else None.
+    """
+    parameters = [s for s in layout.segments if s.start < layout.n_parameters]
+    k = max((k for k, s in enumerate(parameters) if len(s.shape) >= 2), default=len(parameters) - 1)
+    behind = parameters[k + 1] if k + 1 < len(parameters) else None
+    weight = parameters[k]
+    return weight, behind if behind is not None and behind.shape == weight.shape[:1] else None

@@ -24,18 +24,18 @@ def correct(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Bool[Tensor, 
     return (logits.argmax(dim=1) == y) & torch.isfinite(logits).all(dim=1)
 
 
-def rate(hits: Bool[Tensor, " k"]) -> float | None:
-    """Share of True among k values; None for k = 0.
+def share(hits: int, n: int) -> float | None:
+    """Share of ``hits`` among n; None for n = 0.
 
-    >>> rate(torch.tensor([True, False, False, False]))
+    >>> share(1, 4)
     0.25
     """
-    return int(hits.sum()) / len(hits) if len(hits) else None
+    return hits / n if n else None
 
 
-def total_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> float:
+def total_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
     """Sum of the samples' cross-entropies."""
-    return float(cross_entropy(logits, y, reduction="sum"))
+    return cross_entropy(logits, y, reduction="sum")
 
 
 def false_positive_rate(

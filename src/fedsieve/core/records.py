@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isqrt
 
 
 def seen_id(client: int, used: int, n_clients: int) -> int:
@@ -29,17 +30,32 @@ def client_behind(seen: int, n_clients: int) -> int:
     return seen % n_clients
 
 
+def pictured(round: int) -> bool:
+    """Whether the record of a round, counted from 0, holds the positions of clients that pictures are made of.
+
+    They would be the largest part of a record, and pictures show few rounds. It is every round whose number, counted
+    from 1, is a square: 50 of 2,500, the last one among them. The choice does not depend on the length of the run,
+    which may be made longer.
+
+    >>> [k for k in range(40) if pictured(k)]
+    [0, 3, 8, 15, 24, 35]
+    """
+    return isqrt(round + 1) ** 2 == round + 1
+
+
 @dataclass(frozen=True)
 class DiagnosisRecord:
     """A :class:`fedsieve.core.defense.Diagnosis` as it is stored: rounded; None for clients that were not examined.
 
     Attributes:
-        coordinates: Position of each client in the detector's feature space, two numbers.
+        coordinates: Position of each client in the detector's feature space, two numbers; empty in rounds that are not
+            :func:`pictured`, as are ``layers`` and ``kept``.
         root: Position of the server's own root model; None without one.
         layers: Names of the model's layers.
-        kept: Share of each layer's parameters that the client's mask keeps, by client, in [0, 1].
+        kept: Share of each layer's parameters that the client's mask keeps, by client, in [0, 1]; empty without layers.
         reasons: Why each client was rejected, or "".
-        updates: Position of each client's update along the two principal components of the updates themselves.
+        updates: Position of each client's update along the two principal components of the updates themselves, or of
+            100 of them drawn at random where there are more; None in rounds that are not pictured.
     """
 
     coordinates: tuple[tuple[float | None, float | None], ...]

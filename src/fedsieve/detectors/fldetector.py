@@ -36,7 +36,8 @@ from torch import Tensor
 from fedsieve.core.clustering import best_cut
 from fedsieve.core.defense import Detection, ServerView, Updates
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import column_blocks, sorted_columns
+from fedsieve.core.linalg import column_blocks
+from fedsieve.core.ranks import sorted_columns
 from fedsieve.core.traits import Traits
 
 
@@ -177,13 +178,14 @@ class FLDetector:
         """See :class:`fedsieve.core.defense.Detector`."""
         p = updates.layout.n_parameters
         x, params, old = updates.matrix[:, :p], view.global_params[:p], view.state
+        ids = updates.client_ids.tolist()
         absent = {} if old is None else {c: away + 1 for c, away in old["absent"].items() if away < self.forget_after}
         history = {} if old is None else {c: old["distances"][c] for c in absent}
-        predicted = {} if old is None else self._predict(updates, view)
+        predicted = {} if old is None else self._predict(x, ids, view)
         history = history | {c: [*history.get(c, []), d][-self.window :] for c, d in predicted.items()}
         rounds = (0 if old is None else old["rounds"]) + bool(predicted)
 
-        scores = _scaled([history.get(c) for c in updates.client_ids.tolist()])
+        scores = _scaled([history.get(c) for c in ids])
         accepted = self._accept(scores, view) if rounds >= self.window else None
         unknown = np.isnan(scores)
         scores[unknown] = 0 if unknown.all() else np.median(scores[~unknown])
@@ -201,23 +203,23 @@ class FLDetector:
             "steps": steps,
             "changes": changes,
             "distances": history,
-            "absent": absent | {c: 0 for c in updates.client_ids.tolist() if c in history},
+            "absent": absent | {c: 0 for c in ids if c in history},
             "rounds": rounds,
         }
         stay = None if accepted is None else torch.from_numpy(accepted).to(x.device)
         return Detection(stay, scores=torch.from_numpy(scores).to(x), state=state)
 
-    def _predict(self, updates: Updates, view: ServerView) -> dict[int, float]:
+    def _predict(self, x: Float[Tensor, "n p"], ids: list[int], view: ServerView) -> dict[int, float]:
         """Distance from prediction, by id, of clients that took part in the last round too; the mean is 1."""
-        old, p = view.state, updates.layout.n_parameters
+        old, p = view.state, x.shape[1]
         places = {client: row for row, client in enumerate(old["ids"].tolist())}
-        rows = [row for row, client in enumerate(updates.client_ids.tolist()) if client in places]
+        rows = [row for row, client in enumerate(ids) if client in places]
         if view.round <= self.start or len(old["steps"]) < self.window or not rows:
             return {}
-        clients = updates.client_ids[rows].tolist()
+        clients = [ids[row] for row in rows]
         product = hessian_product(old["steps"], old["changes"], view.global_params[:p] - old["params"])
         before = _rows(old["updates"], [places[c] for c in clients])
-        found = distances(_rows(updates.matrix[:, :p], rows), before, product)
+        found = distances(_rows(x, rows), before, product)
         mean = float(found.mean())
         return dict(zip(clients, (found / mean if mean > 0 else found).tolist(), strict=True))
 

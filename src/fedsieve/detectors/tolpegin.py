@@ -25,8 +25,8 @@ from fedsieve.core.clustering import best_cut, gram_components, one_blas_thread
 from fedsieve.core.defense import Detection, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.layout import Layout
-from fedsieve.core.linalg import column_blocks, output_layer
+from fedsieve.core.layout import Layout, output_layer
+from fedsieve.core.linalg import column_blocks
 from fedsieve.core.traits import Traits
 
 

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fedsieve.core.attack import Attack, AttackView, Fitted, UpdateAttack, craft, identity, parts
+from fedsieve.core.attack import Attack, AttackView, DataAttack, Fitted, UpdateAttack, craft, identity, parts
 from fedsieve.core.defense import Aggregate, Aggregator, Network, ServerView, Updates
 from fedsieve.core.layout import Layout
 from fedsieve.core.records import seen_id
 from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, Trainer
+from fedsieve.federation.population import Members
 from fedsieve.federation.root import RootClient
 from fedsieve.federation.server import defend
 
@@ -116,7 +117,7 @@ class Adversary:
         name: Name of the attack, for error messages.
         malicious: The malicious clients by their first ids, in the attacker's own order.
         n_clients: Number of clients of the federation.
-        poisoned: Their training data, by id.
+        poisoned: Their training data, by id; of other clients, too, which are not looked at.
         clean: Their data before it was poisoned, by id.
         trainer: Trains them as every client is trained.
         root: The attacker's estimate of the root data: a trainer with a seed of the attacker's own, a sample of the
@@ -130,7 +131,7 @@ class Adversary:
 
     attack: Attack
     name: str
-    malicious: tuple[int, ...]
+    malicious: Members
     n_clients: int
     poisoned: Mapping[int, ClientData]
     clean: Mapping[int, ClientData]
@@ -148,18 +149,17 @@ class Adversary:
         Raises:
             StageError: If the attack's :meth:`fedsieve.core.attack.Identities.identity` returns no number of ids.
         """
-        members = {client: member for member, client in enumerate(self.malicious)}
-        used = [identity(self.attack, members[i], round, self.name) if i in members else 0 for i in cohort]
+        bad = self.malicious
+        used = [identity(self.attack, bad.index(i), round, self.name) if i in bad else 0 for i in cohort]
         return [seen_id(i, k, self.n_clients) for i, k in zip(cohort, used, strict=True)]
 
     @cached_property
     def leads_two_lives(self) -> bool:
         """Whether the attack, which may ask for updates trained on the original data, has changed these."""
-        return isinstance(self.attack, UpdateAttack) and not all(
-            torch.equal(x, other)
-            for a, b in ((self.poisoned[i], self.clean[i]) for i in self.malicious)
-            for x, other in ((a.x, b.x), (a.y, b.y))
-        )
+        if not (isinstance(self.attack, UpdateAttack) and isinstance(self.attack, DataAttack)):
+            return False
+        pairs = ((self.poisoned[i], self.clean[i]) for i in self.malicious)
+        return any(not (torch.equal(a.x, b.x) and torch.equal(a.y, b.y)) for a, b in pairs)
 
     def send(
         self,
@@ -174,7 +174,7 @@ class Adversary:
         """Attack one round.
 
         Args:
-            honest: Every client's honestly trained update.
+            honest: Every client's honestly trained update; the malicious clients' rows are overwritten.
             cohort: The clients of the round, by their first ids.
             bad: Which of them are malicious, [n].
             params: The global model, [d].
@@ -184,10 +184,10 @@ class Adversary:
                 these are shared.
 
         Returns:
-            All updates as sent, [n, d], in which the malicious clients' rows are the attack's; and ``memory`` after the
-            round: what the attack returned, and the state of the simulated defense, which changes only if the attacker
-            used it and sees the benign updates. With ``personal`` also the values that the malicious clients would have
-            without the attack, by id; None where these are the same.
+            All updates as sent, ``honest`` with the attack's rows, [n, d]; and ``memory`` after the round: what the
+            attack returned, and the state of the simulated defense, which changes only if the attacker used it and sees
+            the benign updates. With ``personal`` also the values that the malicious clients would have without the
+            attack, by id; None where these are the same.
         """
         memory = memory or {"attack": None, "defense": None}
         after: dict[str, Any] = {}
@@ -201,8 +201,12 @@ class Adversary:
             own = {i: personal[i] for i in self.malicious}
             practice = replace(practice, own=own, clean_own=memory.get("personal") or own)
             after["personal"] = practice.clean_own_after(params) if self.leads_two_lives else None
+        if not isinstance(self.attack, UpdateAttack):
+            return honest, {"attack": None, "defense": memory["defense"], **after}
         params = params.clone()  # an attack may write to what it is shown
         root = RootClient(*self.root, params, round)
+        m, rows = len(here), (~bad).int().argsort(stable=True)  # the malicious clients' first
+        shown = honest[rows if self.sees_benign_updates else rows[:m]]
         simulated = None
         if self.defense is not None:
             generator = stream(self.seed, "simulated defense", round)
@@ -212,8 +216,8 @@ class Adversary:
             simulated = SimulatedDefense(self.defense, self.trainer.model.layout, ids, estimate)
         view = AttackView(
             round=round,
-            malicious_updates=honest[bad],
-            benign_updates=honest[~bad] if self.sees_benign_updates else None,
+            malicious_updates=shown[:m],
+            benign_updates=shown[m:] if self.sees_benign_updates else None,
             n_clients=len(honest),
             global_params=params,
             generator=stream(self.seed, "attack", round),
@@ -223,11 +227,11 @@ class Adversary:
             root=root,
             simulate_defense=simulated,
             memory=copy.deepcopy(memory["attack"]),
-            benign_ids=ids[len(here) :] if self.sees_benign_updates else None,
+            benign_ids=ids[m:] if self.sees_benign_updates else None,
             on_samples=lambda x, y: RootClient(self.root[0], ClientData(x, y), self.root[2], params, round),
         )
-        crafted, sent = craft(self.attack, view, self.name), honest.clone()
-        sent[bad], defense = crafted.updates, memory["defense"]
+        crafted = craft(self.attack, view, self.name)
+        honest[rows[:m]], defense = crafted.updates, memory["defense"]
         if simulated is not None and simulated.used and self.sees_benign_updates:
-            defense = simulated(torch.cat([sent[bad], honest[~bad]])).state
-        return sent, {"attack": crafted.memory, "defense": defense, **after}
+            defense = simulated(honest[rows]).state
+        return honest, {"attack": crafted.memory, "defense": defense, **after}

@@ -8,26 +8,33 @@ at once (a branch on data, random numbers) is computed client by client.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from math import ceil
 from statistics import median
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
-from fedsieve.core.defense import LossName
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.loss import LossName
 from fedsieve.core.seeding import stream
+from fedsieve.federation.batches import Batches
+from fedsieve.models.convolution import ByClient
 from fedsieve.models.flat import FlatModel
 from fedsieve.models.forward import seeded
 from fedsieve.models.losses import LOSSES
+from fedsieve.models.precision import Precision, computed_in
 
 # On a CPU, the weights of one chunk stay in its cache; on a GPU a chunk takes what memory there is.
 _CPU_CHUNK_FLOATS = 1 << 21
+# On a CPU, batches of so few samples are not worth a pass of their own: clients that start from one model share it.
+_FEW_SAMPLES, _SHARED_FLOATS = 4, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class LocalTraining:
             clipping: FedProx's mu (Li et al., MLSys 2020).
         loss: The loss to minimise; ``batch`` normalises over the batch instead of over the classes, as SkyMask's
             published code does (:func:`fedsieve.models.losses.batch_cross_entropy`).
+        precision: In which the model's passes are computed, forward and backward.
     """
 
     learning_rate: float = 0.5
@@ -68,6 +76,7 @@ class LocalTraining:
     clip_value: float | None = None
     proximal: float = 0.0
     loss: LossName = "cross-entropy"
+    precision: Precision = "float32"
 
     def batches(self, n_samples: int, generator: torch.Generator) -> list[Int[Tensor, " _"]]:
         """The rows of each step's batch, for a client with ``n_samples`` samples."""
@@ -127,12 +136,15 @@ class Trainer:
         """
         ids = list(clients)
         plans = [self.settings.batches(len(clients[i].y), stream(self.seed, "batches", round, i)) for i in ids]
-        result = params.new_empty(len(ids), len(params))
+        result = params.new_empty(len(ids), len(params))  # memory that is not touched costs nothing
         # clients with equal batch sizes side by side, so that a chunk needs few separate computations
         order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
         start = 0
         while start < len(order):
             rows = order[start : start + self._chunk(params, len(order))]
+            if personal is None and self.shares(params.device):
+                few = list(takewhile(lambda k: plans[k] and len(plans[k][0]) <= _FEW_SAMPLES, order[start:]))
+                rows = few[: max(1, _SHARED_FLOATS // len(params))] or rows
             begin = params.repeat(len(rows), 1)
             if personal is not None:
                 begin[:, self.model.normalisation] = torch.stack([personal[ids[k]] for k in rows])
@@ -146,6 +158,8 @@ class Trainer:
                     raise
                 self._gpu_chunk = len(rows) // 2
                 continue
+            if len(rows) == len(ids) and rows == list(range(len(ids))):
+                return local.sub_(params)  # no copy
             result[rows] = local.sub_(params)
             start += len(rows)
         return result
@@ -167,6 +181,11 @@ class Trainer:
             return self.vectorize
         return not (device.type == "cpu" and self.model.convolves)
 
+    def shares(self, device: torch.device) -> bool:
+        """Whether clients with few samples are trained in one pass as long as they have the same model."""
+        cpu = device.type == "cpu" and self.vectorize is None
+        return cpu and self.model.convolves and self.model.is_sample_wise
+
     def _train(
         self,
         begin: Float[Tensor, "c d"],
@@ -179,16 +198,19 @@ class Trainer:
         s, n_parameters = self.settings, self.model.layout.n_parameters
         local = begin.clone() if s.proximal else begin
         velocity: Tensor | None = None
+        data = Batches.of([(client.x, client.y) for client in clients])
         for step in range(max(len(plan) for plan in plans)):
             by_size: dict[int, list[int]] = defaultdict(list)
             for k, plan in enumerate(plans):
                 if step < len(plan):
                     by_size[len(plan[step])].append(k)
             for members in by_size.values():
-                x = torch.stack([clients[k].x[plans[k][step].to(clients[k].x.device)] for k in members])
-                y = torch.stack([clients[k].y[plans[k][step].to(clients[k].y.device)] for k in members])
+                x, y = data.take(members, [plans[k][step] for k in members])
                 rows = slice(None) if len(members) == len(clients) else members  # a slice copies nothing
-                gradients, statistics = self._gradients(local[rows], x, y, [ids[k] for k in members], round, step)
+                at = local[rows]
+                if step == 0 and len(members) > 1 and x.shape[1] <= _FEW_SAMPLES and self.shares(x.device):
+                    at = at[:1].expand_as(at)  # the model that all start from
+                gradients, statistics = self._gradients(at, x, y, [ids[k] for k in members], round, step)
                 if s.clip_norm is not None:
                     norms = gradients.norm(dim=1, keepdim=True)
                     gradients = gradients * (s.clip_norm / (norms + 1e-6)).clamp(max=1)
@@ -209,7 +231,7 @@ class Trainer:
         self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"], ids: Sequence[int], round: int, step: int
     ) -> tuple[Float[Tensor, "c p"], Float[Tensor, "c r"]]:
         """Each client's gradient on its batch, and its running statistics after the batch."""
-        if self.vectorized(local.device):
+        if self.vectorized(local.device) or local.stride(0) == 0:
             try:
                 return self.together(local, x, y)
             except torch.OutOfMemoryError:
@@ -220,28 +242,47 @@ class Trainer:
         for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
             loss, seed = LOSSES[self.settings.loss], self._draws(client, round, step)
             try:
-                rows.append(self.model.gradient_and_statistics(flat, xi, yi, loss, seed))
+                with computed_in(self.settings.precision, local.device):
+                    rows.append(self.model.gradient_and_statistics(flat, xi, yi, loss, seed))
             except ParameterError as error:
                 who = f"client {client}" if client >= 0 else "the root data"
                 raise ParameterError(f"{error}, of {who} in round {round}") from error
-        gradients, moved_statistics = zip(*rows, strict=True)
-        return torch.stack(gradients), torch.stack(moved_statistics)
+        gradients, moved = zip(*rows, strict=True)
+        return torch.stack(gradients), torch.stack(moved)
 
     def together(
         self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"]
     ) -> tuple[Float[Tensor, "c p"], Float[Tensor, "c r"]]:
         """Each client's gradient and running statistics, as one computation; any error if that can't be."""
-        parameters, statistics = self.model.split(self.model.layout.unflatten(local))
         self.model.constants_on(local.device)
+        name = "train", self.settings.loss, self.settings.precision
+        try:
+            return self.model.replays(name, self._vmapped, local, x, y)  # type: ignore[return-value]
+        except RuntimeError as error:
+            if not self.model.wants_plain_memory(error):
+                raise
+            return self.together(local, x, y)
+
+    def _vmapped(self, local: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        parameters, statistics = self.model.split(self.model.layout.unflatten(local))
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
         loss = partial(self.model.training_loss, loss=LOSSES[self.settings.loss])
-        gradients, moved = vmap(grad(loss, has_aux=True))(parameters, statistics, x, y)
-        return _flat(gradients, len(local), local), _flat(moved, len(local), local)
+        # no torch.func.grad, which imports torch's compiler: a client's loss depends on its own parameters alone
+        # of all clients' convolutions in tf32, cuDNN's are the fastest
+        gpu = local.device.type == "cuda" and self.settings.precision == "float32"
+        ours = self.model.rearranges and (gpu or local.stride(0) == 0)
+        way = ByClient() if ours else nullcontext()
+        with torch.enable_grad(), computed_in(self.settings.precision, local.device), way:
+            losses, moved = vmap(loss)(leaves, statistics, x, y)
+            gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        return _flat(gradients, local), _flat(moved.values(), local)
 
     def _draws(self, client: int, round: int, step: int) -> int:
         """The seed of the random numbers that a forward pass draws."""
         return stream(self.seed, f"dropout/{step}", round, client).initial_seed()
 
 
-def _flat(tensors: Mapping[str, Tensor], n: int, like: Tensor) -> Float[Tensor, "n k"]:
+def _flat(tensors: Iterable[Tensor], like: Float[Tensor, "c d"]) -> Float[Tensor, "c k"]:
     """One row per client of all its tensors."""
-    return torch.cat([t.reshape(n, -1) for t in tensors.values()], dim=1) if tensors else like.new_empty(n, 0)
+    rows = [tensor.reshape(len(like), -1) for tensor in tensors]
+    return torch.cat(rows, dim=1) if rows else like.new_empty(len(like), 0)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from fedsieve.core import metrics
 from fedsieve.core.attack import Triggered
 from fedsieve.federation.clients import ClientData
 from fedsieve.models.flat import FlatModel
+from fedsieve.models.precision import computed_in
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,23 @@ class Scores:
 
 def evaluate(model: FlatModel, params: Float[Tensor, " d"], test: ClientData, triggered: Triggered | None) -> Scores:
     """Accuracy and loss on ``test``, attack success rates on ``triggered``."""
-    right, loss = _classified(model, params, test.x, test.y)
-    accuracy, finite_loss = metrics.rate(right), metrics.finite(loss)
+    shown = (test.x, test.y) + (() if triggered is None else (triggered.x, triggered.wanted, triggered.already))
+
+    def work(params: Tensor, *shown: Tensor) -> tuple[Tensor]:
+        right, loss = _classified(model, params, shown[0], shown[1])
+        counts = [right.sum(), loss]
+        if len(shown) > 2:
+            hit, _ = _classified(model, params, shown[2], shown[3])
+            others = ~shown[4]
+            counts += [(hit & others).sum(), others.sum(), hit.sum()]
+        return (torch.stack([count.double() for count in counts]),)  # brought over from a GPU in one piece
+
+    right, loss, *hits = model.replays("evaluate", work, params, *shown)[0].tolist()
+    accuracy, mean = metrics.share(int(right), len(test.y)), metrics.finite(loss / max(1, len(test.y)))
     if triggered is None:
-        return Scores(accuracy, finite_loss)
-    hit, _ = _classified(model, params, triggered.x, triggered.wanted)
-    return Scores(accuracy, finite_loss, metrics.rate(hit[~triggered.already]), metrics.rate(hit))
+        return Scores(accuracy, mean)
+    of_others, others, of_all = map(int, hits)
+    return Scores(accuracy, mean, metrics.share(of_others, others), metrics.share(of_all, len(triggered.wanted)))
 
 
 def batch_size(model: FlatModel, device: torch.device) -> int:
@@ -47,13 +59,14 @@ def batch_size(model: FlatModel, device: torch.device) -> int:
 
 def _classified(
     model: FlatModel, params: Float[Tensor, " d"], x_all: Tensor, y_all: Int[Tensor, " k"]
-) -> tuple[Bool[Tensor, " k"], float]:
-    """Which samples are classified correctly [k], and the mean cross-entropy."""
+) -> tuple[Bool[Tensor, " k"], Float64[Tensor, ""]]:
+    """Which samples are classified correctly [k], and the sum of the cross-entropies."""
     size = batch_size(model, params.device)
-    right, loss = [y_all[:0].bool()], 0.0
+    right, loss = [y_all[:0].bool()], torch.zeros((), dtype=torch.float64, device=params.device)
     for x, y in zip(torch.split(x_all, size), torch.split(y_all, size), strict=True):
         if len(y):
-            logits = model.logits(params, x)
+            with computed_in("float32", params.device):
+                logits = model.logits(params, x)
             right.append(metrics.correct(logits, y))
             loss += metrics.total_loss(logits, y)
-    return torch.cat(right), loss / max(1, len(y_all))
+    return torch.cat(right), loss

@@ -7,7 +7,8 @@ from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
-from fedsieve.models.flat import FlatModel, build_module
+from fedsieve.models.build import build_module
+from fedsieve.models.flat import FlatModel
 from fedsieve.models.forward import reason
 from fedsieve.models.size import check_size
 

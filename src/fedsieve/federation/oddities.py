@@ -15,6 +15,7 @@ from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
+from fedsieve.data.parts import Parts
 
 _LISTED = 20  # most odd clients that are listed one by one
 
@@ -56,8 +57,8 @@ def with_defects(
     return x, y
 
 
-def odd_rows(e: Experiment, data: Dataset, parts: Sequence[Tensor], odd: Sequence[int]) -> list[Tensor]:
-    """Training samples of each client, after kinds ``one-class`` and ``more-data``; nobody loses a sample.
+def odd_rows(e: Experiment, data: Dataset, parts: Parts, odd: Sequence[int]) -> dict[int, Int[Tensor, " _"]]:
+    """Training samples of each odd client, after kinds ``one-class`` and ``more-data``; nobody loses a sample.
 
     An odd client's new samples are copies of what clients have, malicious ones' clean samples included. With
     ``one-class``, the classes are dealt out in random order, again from the first where there are more clients than
@@ -72,11 +73,11 @@ def odd_rows(e: Experiment, data: Dataset, parts: Sequence[Tensor], odd: Sequenc
     Raises:
         ParameterError: If an odd client would have more samples than there are.
     """
-    found, pool = list(parts), torch.cat(list(parts))
+    found, pool = {client: parts[client] for client in odd}, parts.pool
     classes = torch.unique(data.y_train[pool])
     classes = classes[torch.randperm(len(classes), generator=stream(e.seed, "odd classes"))]
     for k, client in enumerate(odd):
-        own, generator = parts[client], stream(e.seed, "odd data", client=client)
+        own, generator = found[client], stream(e.seed, "odd data", client=client)
         if e.odd.kind == "one-class":
             members = pool[data.y_train[pool] == classes[k % len(classes)]]
             passes = -(-len(own) // len(members))
@@ -90,7 +91,7 @@ def odd_rows(e: Experiment, data: Dataset, parts: Sequence[Tensor], odd: Sequenc
                     f"odd.amount={e.odd.amount:g} gives client {client} {wanted} samples instead of {len(own)}, but "
                     f"all clients together have {len(pool)}; at most {most:g} is possible, or more with more clients"
                 )
-            others = torch.cat([part for i, part in enumerate(parts) if i != client])
+            others = pool[~torch.isin(pool, own)]
             drawn_rows = others[torch.randperm(len(others), generator=generator)[: wanted - len(own)]]
             found[client] = torch.cat([own, drawn_rows])
     return found

@@ -1,23 +1,26 @@
 """Makes the record of a round from the server's decision and the ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
 
-from jaxtyping import Bool, Float
+import torch
 from torch import Tensor
 
 from fedsieve.core import metrics
-from fedsieve.core.clustering import gram_components, one_blas_thread
 from fedsieve.core.defense import Diagnosis, Updates
-from fedsieve.core.linalg import centred_gram
-from fedsieve.core.records import DiagnosisRecord, RoundRecord
+from fedsieve.core.records import DiagnosisRecord, RoundRecord, pictured
 from fedsieve.federation.evaluation import Scores
+from fedsieve.federation.positions import Cloud
 from fedsieve.federation.server import Decision
+
+# Significant digits. Weights have those of float32, so that they still sum to 1.
+_WEIGHT_DIGITS, _SCORE_DIGITS, _POSITION_DIGITS = 7, 5, 4
 
 
 def round_record(
     round: int,
     updates: Updates,
-    malicious: Sequence[int],
+    malicious: Collection[int],
     decision: Decision,
     scores: Scores,
 ) -> RoundRecord:
@@ -30,24 +33,41 @@ def round_record(
         decision: Of the server.
         scores: Of the evaluation after the round.
     """
-    clients, result = updates.client_ids.tolist(), decision.aggregate
-    here = [i for i in clients if i in malicious]
+    result, bad = decision.aggregate, frozenset(malicious)
+    seen, cloud = result.diagnosis, None
+    sent: dict[str, Tensor | None] = {
+        "clients": updates.client_ids,
+        "weights": result.weights,
+        "accepted": result.accepted,
+        "scores": result.scores,
+        "length": result.update.double().norm(),
+    }
+    finite = [k for k, reason in enumerate(decision.reasons) if not reason]
+    if seen is not None and pictured(round):
+        cloud = Cloud.of(updates.matrix if len(finite) == len(updates.matrix) else updates.matrix[finite], round)
+        sent |= {"points": seen.coordinates, "root": seen.root, "kept": seen.kept, "gram": cloud.gram}
+    got = _on_host(sent, updates.matrix.device)
+    clients = tuple(got["clients"].tolist())
+    here = tuple(i for i in clients if i in bad)
     rejected = None
-    if result.accepted is not None:
-        rejected = tuple(i for i, ok in zip(clients, result.accepted.tolist(), strict=True) if not ok)
+    if "accepted" in got:
+        rejected = tuple(i for i, ok in zip(clients, got["accepted"].tolist(), strict=True) if not ok)
     diagnosis = None
-    if result.diagnosis is not None:
-        diagnosis = _diagnosis(result.diagnosis, updates.matrix, ~decision.screened)
+    if seen is not None:
+        diagnosis = DiagnosisRecord((), None, (), (), seen.reasons)
+        if cloud is not None:
+            places = dict(zip(finite, cloud.positions(got["gram"]).tolist(), strict=True))
+            diagnosis = _diagnosis(seen, got, [places.get(k, (torch.nan, torch.nan)) for k in range(len(clients))])
     return RoundRecord(
         round=round,
-        clients=tuple(clients),
-        malicious=tuple(here),
+        clients=clients,
+        malicious=here,
         rejected=rejected,
         screened=tuple(i for i, reason in zip(clients, decision.reasons, strict=True) if reason),
         screened_reasons=tuple(reason for reason in decision.reasons if reason),
-        weights=tuple(metrics.finite(w) for w in result.weights.tolist()),
-        scores=None if result.scores is None else tuple(metrics.finite(s) for s in result.scores.tolist()),
-        update_norm=metrics.finite(float(result.update.double().norm())),
+        weights=_rounded(got["weights"].tolist(), _WEIGHT_DIGITS),
+        scores=_rounded(got["scores"].tolist(), _SCORE_DIGITS) if "scores" in got else None,
+        update_norm=metrics.finite(float(got["length"])),
         applied=decision.applied,
         note=decision.note,
         test_accuracy=scores.accuracy,
@@ -60,25 +80,42 @@ def round_record(
     )
 
 
-def _diagnosis(diagnosis: Diagnosis, matrix: Float[Tensor, "n d"], finite: Bool[Tensor, " n"]) -> DiagnosisRecord:
-    """The diagnosis rounded for storage, and each update's position along the updates' two principal components."""
+def _on_host(tensors: Mapping[str, Tensor | None], device: torch.device) -> dict[str, Tensor]:
+    """Those that are not None, on the host in one transfer from ``device``: ids as they are, others in float64."""
+    found = {name: x.to(device) for name, x in tensors.items() if x is not None}
+    whole = {name for name, x in found.items() if x.dtype == torch.int64}
+    bits = [(x if name in whole else x.double().view(torch.int64)).flatten() for name, x in found.items()]
+    parts = torch.split(torch.cat(bits).cpu(), [len(part) for part in bits])
+    return {
+        name: (part if name in whole else part.view(torch.float64)).view(x.shape)
+        for part, (name, x) in zip(parts, found.items(), strict=True)
+    }
 
-    def rows(x: Tensor, digits: int) -> list[tuple[float | None, ...]]:
-        return [tuple(metrics.finite(round(v, digits)) for v in row) for row in x.tolist()]
 
-    sent = matrix[finite]
-    with one_blas_thread():
-        plane = gram_components(centred_gram(sent, finite[finite]), 2)
-    raw: list[tuple[float | None, float | None]] = [(None, None)] * len(matrix)
-    for row, (x, y) in zip(finite.nonzero().squeeze(1).tolist(), plane.tolist(), strict=True):
-        raw[row] = (metrics.finite(float(f"{x:.4g}")), metrics.finite(float(f"{y:.4g}")))
-    root = diagnosis.root
+def _rounded(values: Iterable[float], digits: int) -> tuple[float | None, ...]:
+    """To so many significant digits; None for those that are not finite."""
+    return tuple(float(f"{v:.{digits}g}") if isfinite(v) else None for v in values)
+
+
+def _diagnosis(diagnosis: Diagnosis, got: Mapping[str, Tensor], places: Iterable[Sequence[float]]) -> DiagnosisRecord:
+    """The diagnosis of a round that is pictured, rounded.
+
+    Args:
+        diagnosis: Of the defense.
+        got: What :func:`_on_host` has of it: ``points``, ``kept``, and ``root`` if there is one.
+        places: Position of each update, two numbers, NaN for those that were screened.
+    """
+
+    def rows(x: Tensor, digits: int) -> Iterable[tuple[float | None, ...]]:
+        return (tuple(metrics.finite(round(v, digits)) for v in row) for row in x.tolist())
+
+    root = got.get("root")
     return DiagnosisRecord(
         # components of masks are numbers of parameters, for which one digit is enough
-        coordinates=tuple((x, y) for x, y in rows(diagnosis.coordinates, 1)),
+        coordinates=tuple((x, y) for x, y in rows(got["points"], 1)),
         root=None if root is None else (round(float(root[0]), 1), round(float(root[1]), 1)),
         layers=diagnosis.layers,
-        kept=tuple(rows(diagnosis.kept, 3)),
+        kept=tuple(rows(got["kept"], 2)) if diagnosis.layers else (),
         reasons=diagnosis.reasons,
-        updates=tuple(raw),
+        updates=tuple((x, y) for x, y in (_rounded(place, _POSITION_DIGITS) for place in places)),
     )

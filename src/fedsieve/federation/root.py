@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedsieve.core.defense import Loss, LossName
 from fedsieve.core.layout import Layout
+from fedsieve.core.loss import Loss, LossName, is_recordable
 from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, Trainer
 from fedsieve.models.flat import FlatModel
 from fedsieve.models.losses import LOSSES
+from fedsieve.models.precision import computed_in
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class RootClient:
     params: Float[Tensor, " d"]
     round: int
     _last: dict[bytes, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _slopes: dict[LossName | Loss, tuple[Tensor, Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+    # at most one entry: the global model when it was asked for, its version, and value and gradient of each loss
+    _slopes: list[tuple[Tensor, int, dict[LossName | Loss, tuple[Tensor, Tensor]]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
     )
 
     @property
@@ -59,20 +61,65 @@ class RootClient:
 
     def loss(self, flat: Float[Tensor, " d"], /) -> Float[Tensor, ""]:
         """Mean cross-entropy on the root data; BatchNorm normalises with the statistics of the root batch."""
-        return self.trainer.model.loss(flat, *self.data, seed=self._draws)
+        return self.losses(flat[None])[0]
+
+    def losses(self, flats: Float[Tensor, "m d"], loss: LossName | Loss = "cross-entropy", /) -> Float[Tensor, " m"]:
+        """A loss of several models on the root data; BatchNorm normalises with the statistics of the root batch."""
+        (chosen,), model = _functions([loss]), self.trainer.model
+
+        def work(flats: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
+            with computed_in("float32", flats.device):
+                return (model.losses(flats, x, y, chosen, self._draws),)
+
+        if not is_recordable(chosen):
+            return work(flats, *self.data)[0]
+        return model.replays(("root losses", chosen), work, flats, *self.data)[0]
 
     def gradient(
         self, flat: Float[Tensor, " d"], loss: LossName | Loss = "cross-entropy", /
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """A loss on the root data and its gradient; BatchNorm normalises with the statistics of the root batch."""
-        chosen = LOSSES[loss] if isinstance(loss, str) else loss
-        known = self._slopes.get(loss)
-        if known is not None and torch.equal(known[0], flat):
-            return known[1].clone(), known[2].clone()
-        value, gradient = self.trainer.model.gradient(flat, *self.data, chosen, self._draws)
-        if torch.equal(flat, self.params):
-            self._slopes[loss] = (flat.clone(), value.clone(), gradient.clone())
-        return value, gradient
+        values, gradients = self.gradients(flat, [loss])
+        return values[0], gradients[0]
+
+    def gradients(
+        self, flat: Float[Tensor, " d"], losses: Sequence[LossName | Loss], /
+    ) -> tuple[Float[Tensor, " l"], Float[Tensor, "l d"]]:
+        """Several losses on the root data and their gradients, from one forward pass."""
+        known = self._known(flat)
+        missing = [loss for loss in dict.fromkeys(losses) if loss not in known]
+        if missing:
+            found = zip(missing, *self._computed(flat, _functions(missing)), strict=True)
+            known |= {loss: (value, gradient) for loss, value, gradient in found}
+        values, gradients = zip(*(known[loss] for loss in losses), strict=True)
+        return torch.stack(values), torch.stack(gradients)
+
+    def _computed(self, flat: Float[Tensor, " d"], losses: Sequence[Loss]) -> tuple[Tensor, Tensor]:
+        model = self.trainer.model
+
+        def work(flat: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            with computed_in("float32", flat.device):
+                return model.gradients(flat, x, y, losses, self._draws)
+
+        if not all(map(is_recordable, losses)):
+            return work(flat, *self.data)
+        values, gradients = model.replays(("root gradients", *losses), work, flat, *self.data)
+        return values, gradients
+
+    def _known(self, flat: Float[Tensor, " d"]) -> dict[LossName | Loss, tuple[Tensor, Tensor]]:
+        """Where gradients at ``flat`` are kept, by loss: an empty dictionary of its own away from the global model.
+
+        On a GPU only the very tensor is the global model, since comparing two would make the CPU wait.
+        """
+        cpu = flat.device.type == "cpu"
+        if self._slopes:
+            at, version, found = self._slopes[0]
+            if torch.equal(at, flat) if cpu else at is flat and version == flat._version:
+                return found
+        if not (torch.equal(flat, self.params) if cpu else flat is self.params):
+            return {}
+        self._slopes[:] = [(flat.clone() if cpu else flat, flat._version, {})]
+        return self._slopes[0][2]
 
     def update(self) -> Float[Tensor, " d"]:
         """The update of a client that trains on the root data, with the random numbers of client -1."""
@@ -80,10 +127,9 @@ class RootClient:
 
     def train(self, datasets: Sequence[tuple[Tensor, Int[Tensor, " _"]]], /) -> Float[Tensor, "k d"]:
         """One update per dataset, trained with the random numbers of client -1 - k for dataset k."""
-        digest = hashlib.blake2b()
-        for tensor in (t for dataset in datasets for t in dataset):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest = hashlib.blake2b(str([tuple(x.shape) for x, _ in datasets]).encode())
+        for tensors in zip(*datasets, strict=True):  # together: a GPU's tensors are brought over in one piece
+            digest.update(torch.cat([t.detach().reshape(-1) for t in tensors]).cpu().numpy().tobytes())
         key = digest.digest()
         if key not in self._last:
             cohort = {-1 - k: ClientData(x, y) for k, (x, y) in enumerate(datasets)}
@@ -91,6 +137,10 @@ class RootClient:
             self._last.clear()
             self._last[key] = found
         return self._last[key].clone()
+
+
+def _functions(losses: Sequence[LossName | Loss]) -> list[Loss]:
+    return [LOSSES[loss] if isinstance(loss, str) else loss for loss in losses]
 
 
 @dataclass(frozen=True)
@@ -102,4 +152,5 @@ class RunnableModel:
 
     def logits(self, flat: Float[Tensor, " d"], x: Tensor, /) -> Float[Tensor, "k c"]:
         """Outputs of the model ``flat``; BatchNorm normalises with its running statistics."""
-        return self.model.logits(flat, x)
+        with computed_in("float32", x.device):
+            return self.model.logits(flat, x)

@@ -50,15 +50,18 @@ def screen(stage: Stage, updates: Updates, view: ServerView) -> Screened:
     f is lowered where the stage's bound does not hold for so few updates: updates of NaN must not end a run.
     """
     params, p = view.global_params, updates.layout.n_parameters
-    twice = _second_replies(updates.client_ids)
+    twice = _second_replies(updates.client_ids.cpu())
     finite, long = torch.ones_like(twice), torch.zeros_like(twice)
     for x, model in ((updates.parameters, params[:p]), (updates.statistics, params[p:])):
         if x.shape[1]:
-            norms = row_norms(x)  # in float64, where no finite float32 row overflows
+            # in float64, where no finite float32 row overflows; looked at on the CPU, brought over at once
+            lengths = torch.cat([row_norms(x), row_norms(model[None])]).cpu()
+            norms, length = lengths[:-1], float(lengths[-1])
             countable = torch.isfinite(norms)
-            finite[~countable] &= torch.isfinite(x[~countable]).all(dim=1)
+            if not countable.all():
+                finite[~countable] &= torch.isfinite(x[(~countable).to(x.device)]).all(dim=1).cpu()
             bound = min(
-                LONGEST * _usual(norms[countable & ~twice], model), _LARGEST[x.dtype == torch.float64] / LONGEST
+                LONGEST * _usual(norms[countable & ~twice], length), _LARGEST[x.dtype == torch.float64] / LONGEST
             )
             long |= norms > bound
     reasons = [
@@ -67,17 +70,18 @@ def screen(stage: Stage, updates: Updates, view: ServerView) -> Screened:
     ]
     kept = finite & ~long & ~twice
     view = replace(view, n_malicious=tolerable(stage, int(kept.sum()), view.n_malicious))
-    return Screened(updates.select(kept), view, kept, tuple(reasons))
+    rows = kept.to(updates.matrix.device)
+    return Screened(updates if kept.all() else updates.select(rows), view, rows, tuple(reasons))
 
 
-def _usual(norms: Float64[Tensor, " k"], model: Float[Tensor, " p"]) -> float:
+def _usual(norms: Float64[Tensor, " k"], model: float) -> float:
     """The median of the lengths above 0 (of two in the middle, the lower), or the model's length if that is longer.
 
     The model's length, so that tiny updates of a few clients, where others send nothing, leave the rest as it is.
     """
     positive = norms[norms > 0].sort().values
     median = float(positive[(len(positive) - 1) // 2]) if len(positive) else torch.inf
-    return max(median, float(model.double().norm()))
+    return max(median, model)
 
 
 def _second_replies(ids: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:

@@ -31,6 +31,7 @@ from fedsieve.federation.root import RootClient, RunnableModel
 from fedsieve.federation.server import Server, ServerState
 from fedsieve.federation.setup import Holdings, distribute
 from fedsieve.federation.trial import batch_sizes, tried
+from fedsieve.models.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class Simulation:
         model, params = build_model(e, data)
         params = params.to(device)
         check_layout(attack, model.layout)
+        check_precision(e.local.precision, device)
         settings = LocalTraining(**e.local.model_dump(exclude={"batch_norm"}, exclude_none=True))
         # a root model takes as many steps as a client does, however few samples it has for them
-        root_settings = settings.as_many_steps([len(c.y) for c in holdings.clients.values()])
+        root_settings = settings.as_many_steps(holdings.middle_sizes)
         network = RunnableModel(model, data.input_shape)
         trainer = _tried(Trainer(model, settings, e.seed), root_settings, params, holdings, data.n_classes)
         defense = registry.build_defense(e.defense.name, e.defense.parameters)
@@ -121,7 +123,7 @@ class Simulation:
             name=e.attack.name,
             malicious=holdings.malicious,
             n_clients=e.clients,
-            poisoned={i: holdings.clients[i] for i in holdings.malicious},
+            poisoned=holdings.clients,
             clean=holdings.clean,
             trainer=trainer,
             root=(replace(trainer, settings=root_settings, seed=own_seed), holdings.attacker_root, data.n_classes),
@@ -213,7 +215,7 @@ def _tried(
 ) -> Trainer:
     """The trainer, after one step with every batch size of the clients, the server and the attacker."""
     roots = [holdings.root, holdings.attacker_root]
-    batches = batch_sizes(trainer, [*holdings.clients.values(), *holdings.clean.values()])
+    batches = batch_sizes(trainer, holdings.examples)
     batches += batch_sizes(replace(trainer, settings=root_settings), roots)
     batches += [(len(root.y), root) for root in roots]  # a defense may take the gradient on all of it
     shown = [holdings.test.x, *([] if holdings.triggered is None else [holdings.triggered.x])]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsieve.core.defense import Aggregate
 from fedsieve.core.linalg import column_blocks
+from fedsieve.core.ranks import sorted_columns
 
 # Below this number of clients, one malicious client may be half of them.
 _FEWEST = 3
@@ -37,7 +38,7 @@ def robust_mean(x: Float[Tensor, "k s"]) -> Float[Tensor, " s"]:
 
 
 def _median(x: Float[Tensor, "k s"]) -> Float[Tensor, " s"]:
-    ranked = x.sort(dim=0).values
+    ranked = sorted_columns(x)
     return ranked[(len(x) - 1) // 2] / 2 + ranked[len(x) // 2] / 2
 
 
@@ -51,10 +52,11 @@ def combined(statistics: Float[Tensor, "n s"], result: Aggregate) -> Float[Tenso
     accepted clients may be malicious. In turn, where most clients are malicious and rejected, the latter is theirs.
     """
     rows: Bool[Tensor, " n"] = result.weights > 0 if result.accepted is None else result.accepted
-    if not rows.any():
+    count = int(rows.sum())
+    if not count:
         return torch.zeros_like(statistics[0])
     everyone = robust_mean(statistics)
-    if rows.all() or (result.accepted is None and int(rows.sum()) < _FEWEST):
+    if count == len(rows) or (result.accepted is None and count < _FEWEST):
         return everyone
     accepted = robust_mean(statistics[rows])
     return everyone if accepted.double().norm() > 2 * everyone.double().norm() else accepted

@@ -54,7 +54,7 @@ def tried(
     for size, data in trained:
         if size and size not in batches:
             batches[size] = data.x[:size], data.y[:size]
-    together = trial.vectorized(params.device)
+    together = before = trial.vectorized(params.device) or trial.shares(params.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns once only, so a warning must not decide anything
         for size, (x, y) in sorted(batches.items(), reverse=True):
@@ -69,7 +69,7 @@ def tried(
             size = batch_size(model, params.device)
             for k in {min(size, len(x)), len(x) % size} - {0}:
                 _check_classes(model, model.logits(params, x[:k]), n_classes)
-    return trainer if together == trainer.vectorized(params.device) else replace(trainer, vectorize=False)
+    return trainer if together == before else replace(trainer, vectorize=False)
 
 
 def batch_sizes(trainer: Trainer, data: Iterable[ClientData]) -> list[tuple[int, ClientData]]:
@@ -110,8 +110,9 @@ def _agrees(
     trainer: Trainer, params: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], gradient: Float[Tensor, " p"]
 ) -> bool:
     """Whether two clients trained as one computation have the gradient of one that is trained alone."""
+    local = params.expand(2, -1) if trainer.shares(params.device) else params.repeat(2, 1)
     try:
-        both, _ = trainer.together(params.repeat(2, 1), torch.stack([x, x]), torch.stack([y, y]))
+        both, _ = trainer.together(local, torch.stack([x, x]), torch.stack([y, y]))
     except torch.OutOfMemoryError:
         return True  # chunks get smaller in training
     except Exception:  # a branch on data, a layer that has no batched form: it was trained alone already

@@ -14,10 +14,9 @@ Outputs follow from the vector, the samples and a seed: what a forward pass writ
 undone after it, and random numbers (torch's, numpy's and Python's) start from the seed.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,42 +25,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedsieve.core.defense import Loss
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.layout import Layout
-from fedsieve.models.forward import complete, copied, logits_of, reason, seeded, tensors_of, unfit, untouched
+from fedsieve.core.loss import Loss
+from fedsieve.models.forward import channels_last, copied, logits_of, reason, seeded, tensors_of, tied, unfit, untouched
 from fedsieve.models.losses import LOSSES
 from fedsieve.models.normalisation import NORMS, prepare
+from fedsieve.models.replay import Replays
 
 T = TypeVar("T")
-
-
-def build_module(
-    factory: Callable[..., nn.Module],
-    input_shape: tuple[int, ...],
-    n_classes: int,
-    generator: torch.Generator,
-    parameters: Mapping[str, Any],
-    vocabulary: tuple[str, ...] = (),
-    samples: Tensor | None = None,
-) -> nn.Module:
-    """A module with initial weights drawn from ``generator``; global generators are left unchanged.
-
-    Args:
-        factory: Called with those of ``input_shape``, ``n_classes`` and ``vocabulary`` that are arguments of it, and
-            with ``parameters``.
-        input_shape: Shape of one sample.
-        n_classes: Number of classes.
-        generator: Seeds the initialisation.
-        parameters: The model's own parameters.
-        vocabulary: Words by token id, for text.
-        samples: Given to a module that makes parameters only when it sees samples (lazy layers), [k, *input_shape].
-    """
-    offered = {"input_shape": input_shape, "n_classes": n_classes, "vocabulary": vocabulary}
-    wanted = {k: v for k, v in offered.items() if k in inspect.signature(factory).parameters}
-    with seeded(int(torch.randint(2**31, (), generator=generator)), torch.device("cpu")):
-        module = factory(**wanted, **parameters)
-        return module if samples is None else complete(module, samples)
+_USUAL = LOSSES["cross-entropy"]
+_Losses = Callable[[Tensor, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +47,14 @@ class FlatModel:
         layout: Where each tensor lies in the vector.
         constants: Tensors by name that are not in the vector: frozen parameters and buffers, as they were built.
         name: Of the model, for error messages.
+        replays: What a GPU repeats without Python.
     """
 
     module: nn.Module
     layout: Layout
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = "the model"
+    replays: Replays = field(default_factory=Replays, init=False, repr=False, compare=False)
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -104,6 +80,10 @@ class FlatModel:
         return cls(module, layout, constants, name), layout.flatten(vector)
 
     @cached_property
+    def _ties(self) -> bool:
+        return tied(self.module)
+
+    @cached_property
     def is_random(self) -> bool:
         """Whether it has layers that draw random numbers in training (dropout)."""
         return any(
@@ -121,6 +101,11 @@ class FlatModel:
     def recurrent(self) -> bool:
         """Whether it has recurrent layers, which ``torch.func.vmap`` can't run with several clients' weights."""
         return any(isinstance(layer, nn.RNNBase) for layer in self.module.modules())
+
+    @cached_property
+    def is_sample_wise(self) -> bool:
+        """Whether the gradient of each sample is its own: no batch statistics, no random numbers, no recurrence."""
+        return not (self.is_random or self.recurrent or len(self.normalisation))
 
     @property
     def normalisation(self) -> Int[Tensor, " k"]:
@@ -153,68 +138,88 @@ class FlatModel:
         statistics: Mapping[str, Tensor],
         x: Tensor,
         y: Int[Tensor, " k"],
-        loss: Loss = LOSSES["cross-entropy"],
+        loss: Loss = _USUAL,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A loss in training mode, and the running statistics after this batch. Seeds nothing.
+        """A loss in training mode, and the running statistics after this batch; changes none, and seeds nothing."""
+        output, moved = self._trained(parameters, statistics, x)
+        return loss(output, y), moved
 
-        Args:
-            parameters: Parameters by name.
-            statistics: Running statistics by name; unchanged.
-            x: Samples [k, *input_shape].
-            y: Classes [k].
-            loss: Function of logits [k, c] and classes [k]; mean cross-entropy by default.
-        """
+    def _trained(
+        self, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], x: Tensor
+    ) -> tuple[Float[Tensor, "k c"], dict[str, Tensor]]:
+        """Logits in training mode, and the running statistics after this batch."""
         self.module.train()
         moved = {name: tensor.clone() for name, tensor in statistics.items()}  # written in place by the module
         output, after = self._forward({**parameters, **moved}, x)
-        return loss(output, y), {name: after[name].detach() for name in moved}
+        return output, {name: after[name].detach() for name in moved}
 
     def gradient_and_statistics(
-        self,
-        flat: Float[Tensor, " d"],
-        x: Tensor,
-        y: Int[Tensor, " k"],
-        loss: Loss = LOSSES["cross-entropy"],
-        seed: int = 0,
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = _USUAL, seed: int = 0
     ) -> tuple[Float[Tensor, " p"], Float[Tensor, " r"]]:
         """Gradient of the training loss, and the running statistics after this batch."""
-        _, gradient, statistics = self._backward(flat, x, y, loss, seed)
-        return gradient, torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
+        work = partial(self._backward, flat, x, y, lambda logits, y: [loss(logits, y)])
+        with torch.enable_grad():
+            _, gradients, statistics = self._run(work, x, seed, "train on")
+        return gradients[0], torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
 
     def gradient(
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = _USUAL, seed: int = 0
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """:meth:`gradients` of one loss."""
+        values, gradients = self.gradients(flat, x, y, [loss], seed)
+        return values[0], gradients[0]
+
+    def gradients(
         self,
         flat: Float[Tensor, " d"],
         x: Tensor,
         y: Int[Tensor, " k"],
-        loss: Loss = LOSSES["cross-entropy"],
+        losses: Sequence[Loss] = (_USUAL,),
         seed: int = 0,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
-        """Training loss and its gradient with respect to ``flat``, which is 0 at the running statistics."""
-        value, gradient, _ = self._backward(flat, x, y, loss, seed)
-        return value, torch.cat([gradient, flat.new_zeros(len(flat) - len(gradient))])
+    ) -> tuple[Float[Tensor, " l"], Float[Tensor, "l d"]]:
+        """Training losses of one batch and their gradients with respect to ``flat``, 0 at the running statistics."""
 
-    def loss(self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], seed: int = 0) -> Float[Tensor, ""]:
-        """Training loss (mean cross-entropy), without gradient."""
-
-        def work() -> Tensor:
-            return self.training_loss(*self.split(self.tensors(flat)), self.arrange(x), y)[0]
-
-        with torch.no_grad():
-            return self._run(work, x, seed, "train on")
-
-    def _backward(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss, seed: int
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"], dict[str, Tensor]]:
-        def work() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            parameters, statistics = self.split(self.tensors(flat))
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-            value, moved = self.training_loss(leaves, statistics, self.arrange(x), y, loss)
-            gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-            dense = [g.to_dense() if g.is_sparse else g for g in gradients]
-            return value.detach(), torch.cat([g.reshape(-1) for g in dense]), moved
+        def all_of(logits: Tensor, y: Tensor) -> list[Tensor]:
+            return [loss(logits, y) for loss in losses]
 
         with torch.enable_grad():
-            return self._run(work, x, seed, "train on")
+            values, gradients, _ = self._run(lambda: self._backward(flat, x, y, all_of), x, seed, "train on")
+        rest = flat.new_zeros(len(losses), len(flat) - gradients.shape[1])
+        return values, torch.cat([gradients, rest], dim=1)
+
+    def losses(
+        self, flats: Float[Tensor, "m d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = _USUAL, seed: int = 0
+    ) -> Float[Tensor, " m"]:
+        """A training loss of one batch under each of several models, without gradient."""
+        each = []
+        with torch.no_grad():
+            for model in map(self.tensors, flats):  # every model draws the same numbers
+                work = partial(self._trained, *self.split(model), self.arrange(x))
+                each.append(loss(self._run(work, x, seed, "train on")[0], y))
+        return torch.stack(each)
+
+    def _backward(
+        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], losses: _Losses
+    ) -> tuple[Float[Tensor, " l"], Float[Tensor, "l p"], dict[str, Tensor]]:
+        """Losses of one forward pass, the gradient of each, and the running statistics."""
+        parameters, statistics = self.split(self.tensors(flat))
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        output, moved = self._trained(leaves, statistics, self.arrange(x))
+        # a second pass over few samples is faster than a backward pass over all
+        skips = x.device.type == "cpu" and self.convolves and self.is_sample_wise
+        logits = output.detach().requires_grad_() if skips else output
+        values, rows = losses(logits, y), []
+        for k, value in enumerate(values, 1):
+            if skips:
+                (slope,) = torch.autograd.grad(value, logits, retain_graph=True)
+                used, source = slope.any(dim=1), output
+                if 2 * int(used.sum()) <= len(used):  # a loss of one class needs its samples alone
+                    source, slope = self._trained(leaves, statistics, self.arrange(x[used]))[0], slope[used]
+                value = (source * slope).sum()
+            last, tensors = k == len(values), list(leaves.values())
+            gradients = torch.autograd.grad(value, tensors, retain_graph=not last, materialize_grads=True)
+            rows.append(torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in gradients]))
+        return torch.stack([value.detach() for value in values]), torch.stack(rows), moved
 
     def _run(self, work: Callable[[], T], x: Tensor, seed: int, what: str) -> T:
         """The result of ``work``, with generators that start from ``seed``; errors of the module in one line."""
@@ -224,8 +229,7 @@ class FlatModel:
         except (FedSieveError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if self._channels_last and "view size is not compatible" in str(error):
-                self._made["plain memory"] = True  # a module that calls view needs the order of axes that it knows
+            if self.wants_plain_memory(error):
                 return self._run(work, x, seed, what)
             raise ParameterError(
                 f"{self.name} can't {what} samples of shape {list(x.shape[1:])}: {reason(error)}; batch of {len(x)}"
@@ -237,7 +241,7 @@ class FlatModel:
         given = {**tensors, **frozen, **{name: buffer.clone() for name, buffer in buffers.items()}}
         versions = {name: tensor._version for name, tensor in frozen.items()}
         with untouched(self.module):
-            output = functional_call(self.module, given, (x,))
+            output = functional_call(self.module, given, (x,), tie_weights=self._ties)
         for name, version in versions.items():
             if frozen[name]._version != version:
                 raise ParameterError(f"{self.name} writes to {name}, which is frozen; make it a buffer or let it train")
@@ -254,7 +258,7 @@ class FlatModel:
 
         Call it once before ``torch.func`` transforms :meth:`training_loss`: what is made within does not outlast it.
         """
-        key = device, self._channels_last
+        key = device, self.rearranges
         if key not in self._made:
             names = {name for name, _ in self.module.named_parameters()}
             here = {name: tensor.to(device) for name, tensor in self.constants.items()}
@@ -271,18 +275,24 @@ class FlatModel:
     def tensors(self, flat: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
         """:meth:`Layout.unflatten`; of a single vector, convolution weights are rearranged by :meth:`arrange`."""
         tensors = self.layout.unflatten(flat)
-        if flat.dim() == 1 and self._channels_last:
+        if flat.dim() == 1 and self.rearranges:
             return {name: self.arrange(tensor) for name, tensor in tensors.items()}
         return tensors
 
     @property
-    def _channels_last(self) -> bool:
+    def rearranges(self) -> bool:
+        """Whether images may lie in another order than the module knows: it convolves, and no layer calls ``view``."""
         return self.convolves and "plain memory" not in self._made
+
+    def wants_plain_memory(self, error: Exception) -> bool:
+        """Whether a pass failed since images lay in another order; from now on they don't."""
+        found = self.rearranges and "view size is not compatible" in str(error)
+        if found:
+            self._made["plain memory"] = True
+        return found
 
     def arrange(self, x: Tensor) -> Tensor:
         """``x`` in channels-last memory if it is four-dimensional and on a CPU: convolutions run twice as fast."""
-        if x.dim() != 4 or x.device.type != "cpu" or not self._channels_last:
+        if x.dim() != 4 or x.device.type != "cpu" or not self.rearranges:
             return x
-        # with one channel both orders are the same in memory, and torch would keep the strides of the other one
-        _, c, h, w = x.shape
-        return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, (h * w * c, 1, w * c, c))
+        return channels_last(x)

@@ -20,6 +20,21 @@ _NUMPY = np.random.MT19937(0)  # stands in for the state of numpy's global gener
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")  # "<" starts generated code
 
 
+# Set while a call is recorded that draws nothing: generators can't be seeded then, and need not be.
+_unseeded = False
+
+
+@contextmanager
+def unseeded() -> Iterator[None]:
+    """Within, :func:`seeded` leaves all generators as they are."""
+    global _unseeded
+    before, _unseeded = _unseeded, True
+    try:
+        yield
+    finally:
+        _unseeded = before
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's, numpy's and Python's global generators start from ``seed``, and afterwards go on where they were.
@@ -28,11 +43,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         seed: In 0 to 2^32 - 1.
         device: Of the tensors; its generator is one of them.
     """
-    generators = list(_generators(device))
-    kept = [generator.get_state() for generator in generators]
+    if _unseeded:
+        yield
+        return
+    drawn_from = list(generators(device))
+    kept = [generator.get_state() for generator in drawn_from]
     python, numpy = random.getstate(), mtrand.get_bit_generator()
     try:
-        for generator in generators:
+        for generator in drawn_from:
             generator.manual_seed(seed)
         random.seed(seed)
         mtrand.set_bit_generator(_NUMPY)
@@ -41,17 +59,18 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         mtrand.set_bit_generator(numpy)
         random.setstate(python)
-        for generator, state in zip(generators, kept, strict=True):
+        for generator, state in zip(drawn_from, kept, strict=True):
             generator.set_state(state)
 
 
 def random_states(device: torch.device) -> list[Any]:
     """The states of the generators that :func:`seeded` seeds; equal as long as nothing is drawn."""
-    torchs = [generator.get_state().tolist() for generator in _generators(device)]
+    torchs = [generator.get_state().tolist() for generator in generators(device)]
     return [*torchs, random.getstate(), str(np.random.get_state(legacy=False)["state"])]  # noqa: NPY002
 
 
-def _generators(device: torch.device) -> Iterator[torch.Generator]:
+def generators(device: torch.device) -> Iterator[torch.Generator]:
+    """Torch's global generators that a computation on ``device`` may draw from."""
     yield torch.default_generator
     if device.type == "cuda":
         yield torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
@@ -151,9 +170,22 @@ def complete(module: nn.Module, samples: Tensor) -> nn.Module:
     return after if tensors_of(after).keys() != tensors_of(module).keys() else module
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """A four-dimensional tensor in channels-last memory."""
+    # with one channel both orders are the same in memory, and torch would keep the strides of the other one
+    _, c, h, w = x.shape
+    return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, (h * w * c, 1, w * c, c))
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """All parameters, then all buffers, by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def tied(module: nn.Module) -> bool:
+    """Whether a tensor has several names in the module."""
+    both = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return len({id(tensor) for _, tensor in both}) < len(both)
 
 
 def unfit(module: nn.Module, vector: Mapping[str, Tensor]) -> str:

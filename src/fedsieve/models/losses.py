@@ -2,11 +2,13 @@
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from fedsieve.core.defense import Loss, LossName
+from fedsieve.core.loss import Loss, LossName, recordable
 
 
+@recordable
 def batch_cross_entropy(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
     """Cross-entropy with the softmax over the samples of the batch instead of over the classes.
 
@@ -20,4 +22,13 @@ def batch_cross_entropy(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> F
     return -log_softmax(logits, dim=0).gather(1, y[:, None]).mean()
 
 
-LOSSES: dict[LossName, Loss] = {"cross-entropy": cross_entropy, "batch": batch_cross_entropy}
+@recordable
+def mean_cross_entropy(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """The mean over samples of minus the log-softmax of their class."""
+    if is_functorch_wrapped_tensor(logits):
+        # the same numbers; torch's own, under vmap, imports a computer algebra system to check its arguments
+        return -log_softmax(logits, dim=1).gather(1, y[:, None]).mean()
+    return cross_entropy(logits, y)
+
+
+LOSSES: dict[LossName, Loss] = {"cross-entropy": mean_cross_entropy, "batch": batch_cross_entropy}

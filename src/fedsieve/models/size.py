@@ -30,19 +30,31 @@ def check_size(
         clients: Number of clients in a round.
         memory: Bytes there are; by default :func:`available_memory`.
     """
+    sizes = size_of(factory, arguments, clients)
+    there = memory or available_memory()
+    if sizes and (needed := sizes[1]) > there:
+        raise ParameterError(
+            f"model {name} has {sizes[0]:,} parameters: a round with {clients:,} clients needs at least "
+            f"{needed / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB; make the model smaller, or clients_per_round"
+        )
+
+
+def size_of(factory: Callable[..., nn.Module], arguments: Mapping[str, Any], clients: int) -> tuple[int, int] | None:
+    """Number of a model's parameters, and bytes that a round needs at least; None if it can't be built without memory.
+
+    Args:
+        factory: Builds the module, on torch's meta device.
+        arguments: Of ``factory``; those that it does not take are left out.
+        clients: Number of clients in a round.
+    """
     try:
         taken = {k: v for k, v in arguments.items() if k in inspect.signature(factory).parameters}
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             tensors = list(factory(**taken).parameters())
         d, n_bytes = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
     except Exception:  # it reads its own tensors, or can't be built at all: then building it says so
-        return
-    there, needed = memory or available_memory(), n_bytes * (1 + _COPIES * clients)
-    if needed > there:
-        raise ParameterError(
-            f"model {name} has {d:,} parameters: a round with {clients:,} clients needs at least "
-            f"{needed / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB; make the model smaller, or clients_per_round"
-        )
+        return None
+    return d, n_bytes * (1 + _COPIES * clients)
 
 
 def available_memory() -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsieve.core.defense import PreAggregated, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import column_blocks
 from fedsieve.core.traits import Traits
 
 _MOST = 20  # vectors kept for each client of the largest round
@@ -55,8 +56,8 @@ def momentum(
 
 
 def blended(x: Float[Tensor, "n d"], past: Float[Tensor, "n d"], beta: float) -> Float[Tensor, "n d"]:
-    """``beta past + (1 - beta) x``."""
-    return beta * past + (1 - beta) * x
+    """``beta past + (1 - beta) x``, a new tensor."""
+    return (beta * past).add_(x, alpha=1 - beta)  # not lerp, which takes differences: they may overflow
 
 
 def averaged(
@@ -82,10 +83,14 @@ def averaged(
     tensor([[2.],
             [8.]])
     """
-    same = ids[:, None] == past_ids[None, :]
-    rows, places = same.nonzero(as_tuple=True)
-    result = x.clone()
-    result[rows] = blended(x[rows], past[places], beta)
+    if torch.equal(ids, past_ids):
+        return blended(x, past, beta)
+    known, result = torch.isin(ids, past_ids), x.clone()
+    rows = known.nonzero().squeeze(1)
+    ranked, order = past_ids.sort()
+    places = order[torch.searchsorted(ranked, ids[rows])]
+    for block in column_blocks(x):
+        result[rows, block] = blended(x[rows, block], past[places, block], beta)
     return result
 
 
@@ -143,10 +148,13 @@ class Momentum:
         away = ~torch.isin(past["ids"], ids)
         away[away.clone()] = remembered(past["absent"][away] + 1, self.forget_after, most - len(x))
         known, order = torch.cat([past["ids"][away], ids]).sort()
+        kept = torch.cat([past["momentum"][away], now]) if away.any() else now
         state = {
             "ids": known,
-            "momentum": torch.cat([past["momentum"][away], now])[order],
+            "momentum": kept if torch.equal(order, torch.arange(len(order), device=order.device)) else kept[order],
             "absent": torch.cat([past["absent"][away] + 1, torch.zeros_like(ids)])[order],
             "most": most,
         }
-        return PreAggregated(updates.with_matrix(torch.cat([now, updates.statistics], dim=1)), state)
+        statistics = updates.statistics
+        matrix = torch.cat([now, statistics], dim=1) if statistics.shape[1] else now
+        return PreAggregated(updates.with_matrix(matrix), state)

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsieve.core.clipping import check_max_norm, clip_updates
 from fedsieve.core.defense import PreAggregated, ServerView, Updates
 from fedsieve.core.direct import direct
-from fedsieve.core.linalg import check_max_norm, clip_updates
 from fedsieve.core.traits import Traits
 
 
@@ -66,5 +66,7 @@ class NormClipping:
 
     def preaggregate(self, updates: Updates, view: ServerView, /) -> PreAggregated:
         """See :class:`fedsieve.core.defense.PreAggregator`."""
-        clipped, _ = clip_updates(updates.parameters, self.max_norm)
-        return PreAggregated(updates.with_matrix(torch.cat([clipped, updates.statistics], dim=1)))
+        clipped, statistics = clip_updates(updates.parameters, self.max_norm)[0], updates.statistics
+        return PreAggregated(
+            updates.with_matrix(torch.cat([clipped, statistics], dim=1) if statistics.shape[1] else clipped)
+        )

@@ -32,7 +32,7 @@ class Digest:
             :class:`fedsieve.core.records.RoundRecord`, and :data:`MISSED`.
         decided_from: First round, counted from 0, in which the defense took a decision; None if it never did.
         n_diagnosed: Number of records with a diagnosis.
-        diagnosed: Their positions, thinned in the same way.
+        diagnosed: Positions of those that hold clients' coordinates, thinned in the same way.
     """
 
     rounds: int
@@ -46,11 +46,13 @@ class Digest:
     @classmethod
     def of(cls, records: Iterable[RoundRecord]) -> "Digest":
         """The digest of records, which are looped over once and not kept."""
-        summary, decided_from, diagnosed = Summary(), None, array("q")
+        summary, decided_from, n_diagnosed, diagnosed = Summary(), None, 0, array("q")
         curves: dict[str, Curve] = {name: (array("q"), array("d")) for name in (*_FIELDS, MISSED)}
         for record in records:
-            if record.diagnosis is not None:
-                diagnosed.append(summary.rounds)
+            if (seen := record.diagnosis) is not None:
+                n_diagnosed += 1
+                if seen.coordinates:
+                    diagnosed.append(summary.rounds)
             summary.add(record)
             if decided_from is None and record.rejected is not None:
                 decided_from = record.round
@@ -67,7 +69,7 @@ class Digest:
             evaluations=curves["test_accuracy"],
             curves=thinned,
             decided_from=decided_from,
-            n_diagnosed=len(diagnosed),
+            n_diagnosed=n_diagnosed,
             diagnosed=thin(diagnosed, POINTS),
         )
 

@@ -118,7 +118,7 @@ def _wrong(r: RoundRecord, above: int, rounds: int, clients: int) -> str:
         return "decisions on clients that did not take part"
     per_client: dict[str, Sequence[Any] | None] = {"weights": r.weights, "scores": r.scores}
     if (seen := r.diagnosis) is not None:
-        per_client |= {"positions": seen.coordinates, "masks": seen.kept, "reasons": seen.reasons}
+        per_client |= {"positions": seen.coordinates or None, "masks": seen.kept or None, "reasons": seen.reasons}
         per_client |= {"positions of updates": seen.updates}
         if {*map(len, seen.kept)} - {len(seen.layers)}:
             return "masks with another number of layers than there are names"

@@ -54,6 +54,7 @@ class Plan:
         reference: Row and column label of the runs with which the others of their group and seed are compared; the
             column is that of the undefended mean.
         note: What a reader has to know about this scale.
+        beside: Rows that are run because others are compared with them, and not shown.
     """
 
     rows: tuple[Row, ...]
@@ -62,6 +63,7 @@ class Plan:
     goals_for: str = ""
     reference: tuple[str, str] = ("none", "mean")
     note: str = ""
+    beside: tuple[Row, ...] = ()
 
     def columns_of(self, row: Row) -> Sequence[str]:
         """Labels of the columns that a row has."""
@@ -78,7 +80,7 @@ class Plan:
     @property
     def size(self) -> int:
         """Number of experiments, counted without building them."""
-        return sum(len(self.columns_of(row)) * len(self.seeds_of(row)) for row in self.rows)
+        return sum(len(self.columns_of(row)) * len(self.seeds_of(row)) for row in (*self.rows, *self.beside))
 
     def cells(self) -> dict[tuple[str, str, str, int], Experiment]:
         """Every experiment, by group, row label, column label and seed."""
@@ -87,7 +89,7 @@ class Plan:
     @cached_property
     def _cells(self) -> dict[tuple[str, str, str, int], Experiment]:
         found = {}
-        for row in self.rows:
+        for row in (*self.rows, *self.beside):
             for column in self.columns_of(row):
                 first, *others = self.seeds_of(row)
                 cell = Experiment.of({**row.settings, **self.columns[column], "seed": first})

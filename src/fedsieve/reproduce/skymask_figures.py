@@ -22,15 +22,22 @@ from fedsieve.reproduce.skymask_setup import (
 _BOTH = defenses("skymask", "sieve")
 
 
+def _note(scale: Scale) -> str:
+    """Figures show one seed at every scale."""
+    return note(scale, papers="one seed")
+
+
 def _figure1(scale: Scale) -> Plan:
     """Min-Sum after some rounds: principal components of the updates and of the masks."""
-    return Plan(rows(scale, GROUPS[:1], {"fashion-mnist": 20}, ("none", "min-sum"), rounds=20), _BOTH, note=note(scale))
+    return Plan(
+        rows(scale, GROUPS[:1], {"fashion-mnist": 20}, ("none", "min-sum"), rounds=20), _BOTH, note=_note(scale)
+    )
 
 
 def _figure3(scale: Scale) -> Plan:
     """The share of each layer that masks keep, of malicious and of benign clients."""
     found = rows(scale, GROUPS[:1], {"fashion-mnist": 20}, ("label-flip", "scaling"), rounds=20)
-    return Plan(found, _BOTH, note=note(scale))
+    return Plan(found, _BOTH, note=_note(scale))
 
 
 def _figure4(scale: Scale) -> Plan:
@@ -44,14 +51,14 @@ def _figure4(scale: Scale) -> Plan:
             for row in rows(scale, GROUPS[:1], {"fashion-mnist": 30}, attacks, malicious=fraction)
         ]
     columns = defenses("skymask", "sieve", "fltrust", "mean", "trimmed-mean", "krum")
-    return Plan(tuple(found), columns, note=note(scale))
+    return Plan(tuple(found), columns, note=_note(scale))
 
 
 def _figure5(scale: Scale) -> Plan:
     attacks = ("fang-krum", "min-sum", "label-flip")
     more = DETECTORS_SMOKE if scale == "smoke" else {}
     found = rows(scale, GROUPS[:1], {"fashion-mnist": 40}, attacks, evaluate_every=1, **more)
-    return Plan(found, {**_BOTH, **DETECTORS}, note=f"{note(scale)} {DETECTORS_NOTE}")
+    return Plan(found, {**_BOTH, **DETECTORS}, note=f"{_note(scale)} {DETECTORS_NOTE}")
 
 
 def _figure6(scale: Scale) -> Plan:
@@ -62,7 +69,7 @@ def _figure6(scale: Scale) -> Plan:
         for row in rows(scale, names, {"fashion-mnist": 24}, typical_attacks(scale))
         for defense in _BOTH
     ]
-    return Plan(tuple(found), columns, note=note(scale))
+    return Plan(tuple(found), columns, note=_note(scale))
 
 
 def _figure7(scale: Scale) -> Plan:
@@ -75,7 +82,7 @@ def _figure8(scale: Scale) -> Plan:
     numbers = (2, 3, 5, 10, 15)
     columns = {f"skymask, d = {d}": {"defense": {"name": "skymask", "n_components": d}} for d in numbers}
     found = rows(scale, GROUPS[:1], {"fashion-mnist": 24}, typical_attacks(scale))
-    said = f"{note(scale)} `sieve` has no such parameter; its column is for comparison."
+    said = f"{_note(scale)} `sieve` has no such parameter; its column is for comparison."
     return Plan(found, {**columns, **defenses("sieve")}, note=said)
 
 

@@ -1,7 +1,7 @@
 """The experiments of Yan et al., SkyMask, ECCV 2024, section IV-A: data, attacks, defenses and numbers of rounds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsieve.reproduce.plan import Row, Scale, defenses
@@ -98,6 +98,12 @@ def rows(
     )
 
 
+def with_seeds(scale: Scale, found: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows of a table: at the paper scale three seeds on HAR, which a CPU carries, and one on images."""
+    several = seeds(scale)
+    return tuple(replace(row, seeds=several if row.settings["dataset"] == "har" else None) for row in found)
+
+
 def seeds(scale: Scale) -> tuple[int, ...]:
     """Three at the paper scale, else one."""
     return (0, 1, 2) if scale == "paper" else (0,)
@@ -108,8 +114,14 @@ def typical_attacks(scale: Scale) -> tuple[str, ...]:
     return tuple(ATTACKS) if scale == "paper" else ("none", "label-flip", "min-max", "scaling")
 
 
-def note(scale: Scale, seeded: str = "one seed") -> str:
-    """What to know about a scale."""
+def note(scale: Scale, seeded: str = "one seed", papers: str = "three seeds") -> str:
+    """What to know about a scale.
+
+    Args:
+        scale: The scale.
+        seeded: The number of seeds at the small scale, in words.
+        papers: The same at the paper scale.
+    """
     if scale == "smoke":
         return (
             "Smoke scale: one seed, few rounds, on the digits that ship with scikit-learn. It shows that everything "
@@ -120,4 +132,4 @@ def note(scale: Scale, seeded: str = "one seed") -> str:
             f"Small scale: {seeded} and few rounds. Models are far from converged, and accuracy still jumps by several "
             "points from one evaluation to the next."
         )
-    return "Paper scale: the paper's rounds, three seeds."
+    return f"Paper scale: the paper's rounds, {papers}."

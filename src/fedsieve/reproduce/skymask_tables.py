@@ -12,9 +12,11 @@ from fedsieve.reproduce.skymask_setup import (
     data,
     note,
     rows,
-    seeds,
     typical_attacks,
+    with_seeds,
 )
+
+_SEEDED = "three seeds on HAR and one on images"
 
 
 def _images_and_har(scale: Scale, images: int, har: int) -> tuple[Row, ...]:
@@ -26,7 +28,7 @@ def _images_and_har(scale: Scale, images: int, har: int) -> tuple[Row, ...]:
         har: Rounds on HAR at the small scale.
     """
     if scale != "small":
-        return rows(scale, GROUPS, {})
+        return with_seeds(scale, rows(scale, GROUPS, {}))
     return (
         *rows(scale, GROUPS[:1], {"fashion-mnist": images}, typical_attacks(scale)),
         *rows(scale, GROUPS[-1:], {"har": har}),
@@ -35,21 +37,21 @@ def _images_and_har(scale: Scale, images: int, har: int) -> tuple[Row, ...]:
 
 def _table1(scale: Scale) -> Plan:
     papers = ("mean", "fltrust", "trimmed-mean", "krum", "multi-krum", "bulyan", "skymask-nr", "skymask")
-    return Plan(_images_and_har(scale, 60, 100), defenses(*papers, "sieve"), seeds(scale), note=note(scale))
+    return Plan(_images_and_har(scale, 60, 100), defenses(*papers, "sieve"), note=note(scale, papers=_SEEDED))
 
 
 def _table2(scale: Scale) -> Plan:
     names: Sequence[str] = GROUPS if scale == "paper" else (GROUPS[0], GROUPS[-1])
     more = DETECTORS_SMOKE if scale == "smoke" else {}
-    found = rows(scale, names, {"fashion-mnist": 40, "har": 200}, **more)
+    found = with_seeds(scale, rows(scale, names, {"fashion-mnist": 40, "har": 200}, **more))
     columns = {**defenses("skymask", "sieve"), **DETECTORS}
-    return Plan(found, columns, seeds(scale), note=f"{note(scale)} {DETECTORS_NOTE}")
+    return Plan(found, columns, note=f"{note(scale, papers=_SEEDED)} {DETECTORS_NOTE}")
 
 
 def _table3(scale: Scale) -> Plan:
     columns = {f"tau = {tau}": {"defense": {"name": "skymask", "tau": tau}} for tau in (0.3, 0.4, 0.5, 0.6, 0.7)}
-    said = f"{note(scale)} The defense is `skymask` in every column; `sieve` has no such threshold."
-    return Plan(_images_and_har(scale, 24, 100), columns, seeds(scale), note=said)
+    said = f"{note(scale, papers=_SEEDED)} The defense is `skymask` in every column; `sieve` has no such threshold."
+    return Plan(_images_and_har(scale, 24, 100), columns, note=said)
 
 
 def _table4(scale: Scale) -> Plan:
@@ -66,10 +68,10 @@ def _table4(scale: Scale) -> Plan:
                 columns = ("mean", "skymask", "sieve") if label == "none" else ("skymask", "sieve")
                 heading = f"{source.heading}, {n} clients"
                 found.append(Row(heading, label, settings, name, source.paper_rounds, columns=columns))
-    said = note(scale)
+    said = note(scale, papers="one seed")
     if scale == "small":
         said += " The paper has 500 and 1,000 clients on Fashion-MNIST, so its numbers are left out."
-    return Plan(tuple(found), defenses("mean", "skymask", "sieve"), seeds(scale), note=said)
+    return Plan(tuple(found), defenses("mean", "skymask", "sieve"), note=said)
 
 
 _ALL = ("accuracy", "success", "fpr", "fnr")

@@ -16,6 +16,7 @@ from fedsieve.reproduce.plan import Plan, Suite
 
 _SHORT = "✗"
 _RATES = ("fpr", "fnr", "late_fpr", "late_fnr")
+_SPREAD = ("accuracy", "success")  # with their deviations where two stand in one field, too; others are in the CSV
 _HEADINGS = {
     ("fpr", "fnr"): "Benign clients rejected / malicious clients missed, all {rounds}, %",
     ("late_fpr", "late_fnr"): "Benign clients rejected / malicious clients missed, second half of {rounds}, %",
@@ -61,9 +62,8 @@ def _text(cells: Sequence[Compared]) -> str:
     known = [cell for cell in cells if cell.ours is not None or cell.published is not None]
     if not known:
         return DASH
-    ours, theirs = " / ".join(_number(cell.measure, cell.ours) for cell in known), ""
-    if len(known) == 1 and known[0].deviation is not None:
-        ours += f" ± {_number(known[0].measure, known[0].deviation)}"
+    spread = len(known) == 1 or known[0].measure in _SPREAD
+    ours, theirs = " / ".join(_ours(cell, spread) for cell in known), ""
     beside = [cell for cell in known if cell.published is not None]
     if beside:
         theirs = " / ".join(number(cell.published) for cell in known)
@@ -74,6 +74,12 @@ def _text(cells: Sequence[Compared]) -> str:
     mark = f" {_SHORT}" if any(cell.short for cell in known) else ""
     few = f" [{cells[0].seeds} of {cells[0].wanted} seeds]" if 0 < cells[0].seeds < cells[0].wanted else ""
     return ours + theirs + mark + few
+
+
+def _ours(cell: Compared, spread: bool) -> str:
+    """Our number, with its deviation over the seeds if there is one and ``spread``."""
+    own = _number(cell.measure, cell.ours)
+    return f"{own} ± {_number(cell.measure, cell.deviation)}" if spread and cell.deviation is not None else own
 
 
 def _number(measure: str, value: float | None) -> str:
@@ -121,6 +127,12 @@ def notes(plan: Plan, cells: Sequence[Compared]) -> list[str]:
         cells: From :func:`fedsieve.reproduce.plan.compare`.
     """
     said = [plan.note] if plan.note else []
+    runs = {(c.group, c.row, c.column): (c.wanted - c.seeds, c.wanted) for c in cells}
+    missing, wanted = (sum(counts) for counts in zip((0, 0), *runs.values(), strict=True))
+    if missing:
+        said.append(
+            f"Missing: {missing:,} of {wanted:,} runs. Their fields say so; no shorter run stands in their place."
+        )
     beside = [cell for cell in cells if cell.published is not None]
     if beside:
         said.append("In brackets: the paper's numbers.")
@@ -152,7 +164,7 @@ def _late_deciders(cells: Sequence[Compared]) -> list[str]:
     return said
 
 
-def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> str:
+def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str, part: str = "") -> str:
     """The page of a suite.
 
     Args:
@@ -160,8 +172,9 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str) -> s
         plan: Its plan at one scale.
         cells: From :func:`fedsieve.reproduce.plan.compare`.
         how: Command, versions and date.
+        part: Which part of the suite the plan is, in words; "" for all of it.
     """
-    parts = [f"# {escaping.markdown(suite.summary)}", how, *notes(plan, cells)]
+    parts = [f"# {escaping.markdown(suite.summary)}", how, escaping.markdown(part), *notes(plan, cells)]
     last = None
     for group, heading, lines in _blocks(suite, cells):
         parts += [f"## {escaping.markdown(group)}"] if group != last else []

@@ -9,14 +9,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Container, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import CorruptDataError, FedSieveError
@@ -24,9 +24,9 @@ from fedsieve.core.records import RoundRecord
 from fedsieve.federation.simulation import SimulationState
 from fedsieve.runs import files
 from fedsieve.runs.checkpoint import Stamp, decode, encode
+from fedsieve.runs.lines import line_of, record_of
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
-_RECORD = TypeAdapter(RoundRecord)
 _LONGEST = 2**28  # bytes of a record; a stranger's file may be one endless line
 
 
@@ -207,20 +207,6 @@ class RunDirectory:
                         yield line
                     elif len(line) == _LONGEST:
                         raise CorruptDataError(f"{self._records} has a line of more than {_LONGEST} bytes")
-
-
-def line_of(record: RoundRecord) -> bytes:
-    """A record as a line of ``records.jsonl``."""
-    return (json.dumps(asdict(record), allow_nan=False) + "\n").encode()
-
-
-def record_of(line: bytes) -> RoundRecord:
-    """The record in a line of ``records.jsonl``.
-
-    Raises:
-        ValidationError: If it is none.
-    """
-    return _RECORD.validate_json(line)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

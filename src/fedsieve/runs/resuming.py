@@ -19,7 +19,8 @@ from fedsieve.core.errors import CorruptDataError, FedSieveError, ParameterError
 from fedsieve.federation.simulation import SimulationState
 from fedsieve.runs import files
 from fedsieve.runs.checkpoint import Stamp
-from fedsieve.runs.directory import CHECKPOINT, PREVIOUS, RunDirectory, digest_of_data, environment, line_of, record_of
+from fedsieve.runs.directory import CHECKPOINT, PREVIOUS, RunDirectory, digest_of_data, environment
+from fedsieve.runs.lines import line_of, record_of
 
 Tell = Callable[[str], None]
 ELSE = "choose another --out, or --fresh to start anew"

@@ -1,5 +1,6 @@
 """DeepSight, against the paper's algorithms as loops, and a case on which only it finds the attackers."""
 
+import sys
 from dataclasses import dataclass
 from math import exp, inf, sqrt
 from types import SimpleNamespace
@@ -224,13 +225,24 @@ class TestDivisionDifferences:
     def test_by_hand(self) -> None:
         x = torch.zeros(1, LAYOUT.size, dtype=torch.float64)
         x[0, 4 + C * H] = torch.tensor(2.0).log()  # the first class from 1/5 to 2/6, the others to 1/6
-        found = division_differences(Net(), torch.zeros(LAYOUT.size, dtype=torch.float64), x, torch.rand(7, H).double())
-        torch.testing.assert_close(found, torch.tensor([[5 / 3, 5 / 6, 5 / 6, 5 / 6, 5 / 6]], dtype=torch.float64))
+        noises = [torch.rand(7, H).double() for _ in range(2)]
+        found = division_differences(Net(), torch.zeros(LAYOUT.size, dtype=torch.float64), x, noises)
+        expected = torch.tensor([[[5 / 3, 5 / 6, 5 / 6, 5 / 6, 5 / 6]] * 2], dtype=torch.float64)
+        torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("batch", [1, 5, 7, 1000])
+    def test_batches_do_not_matter(self, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        g = torch.Generator().manual_seed(0)
+        x, start = (torch.randn(*shape, generator=g).double() for shape in ((3, LAYOUT.size), (LAYOUT.size,)))
+        noises = [torch.rand(7, H, generator=g).double() for _ in range(3)]
+        each = [division_differences(Net(), start, x, [noise])[:, 0] for noise in noises]
+        monkeypatch.setattr(sys.modules[DeepSight.__module__], "_BATCH", batch)
+        torch.testing.assert_close(division_differences(Net(), start, x, noises), torch.stack(each, dim=1))
 
     @pytest.mark.parametrize("value", [1e30, 3e38])
     def test_overflow_is_capped(self, value: float) -> None:
         x = torch.full((1, LAYOUT.size), value)
-        found = division_differences(Net(), torch.randn(LAYOUT.size), x, torch.ones(7, H))
+        found = division_differences(Net(), torch.randn(LAYOUT.size), x, [torch.ones(7, H)])
         assert found.isfinite().all()
         assert found.max() <= exp(100) * (1 + 1e-9)
 
@@ -250,10 +262,10 @@ class TestClusters:
     def test_two_votes_of_three_win(self) -> None:
         two = torch.tensor([[1.0, 0]] * 3 + [[0, 1.0]] * 3).double()
         one = torch.ones(6, 2).double()
-        found = ensemble(two, two, [one, one], 2)
+        found = ensemble(two, two, torch.stack([one, one], dim=1), 2)
         assert found[:3].unique().numel() == found[3:].unique().numel() == 1
         assert found[0] != found[3]
-        assert ensemble(one, one, [one], 2).unique().numel() == 1
+        assert ensemble(one, one, one[:, None], 2).unique().numel() == 1
 
 
 class TestEdges:
@@ -307,8 +319,9 @@ class TestEdges:
 
         spy = Spy([])
         DeepSight(seeds=3, samples=7)(backdoored(2, 0), seen(torch.zeros(LAYOUT.size), spy))
-        assert [tuple(x.shape) for x in spy.inputs] == [(7, H)] * 9  # the global model's and two clients', per seed
-        assert len({float(x[0, 0]) for x in spy.inputs}) == 3
+        assert [tuple(x.shape) for x in spy.inputs] == [(21, H)] * 3  # the global model's and two clients', all seeds
+        assert all(torch.equal(x, spy.inputs[0]) for x in spy.inputs)
+        assert len(set(spy.inputs[0].flatten().tolist())) == 21 * H
         assert min(float(x.min()) for x in spy.inputs) >= 0
         assert max(float(x.max()) for x in spy.inputs) < 1
 
@@ -322,7 +335,7 @@ def test_local_models_predict_with_the_global_models_running_statistics() -> Non
     models: list[Tensor] = []
     start = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(3))
     updates = backdoored(4, 1)
-    DeepSight(seeds=1)(updates, seen(start, Spy()))
+    DeepSight(seeds=1, samples=16)(updates, seen(start, Spy()))
     p = LAYOUT.n_parameters
     assert updates.matrix[:, p:].any()
     assert len(models) == 5

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fedsieve.aggregators.flame import FLAME, flame, majority, mean_distance
 from fedsieve.config import registry
-from fedsieve.core import clustering, linalg
+from fedsieve.core import clustering
+from fedsieve.core.angles import cosine_distances
+from fedsieve.core.clipping import clipped_mean
 from fedsieve.core.defense import ServerView
 from fedsieve.core.errors import ParameterError
 
@@ -68,7 +70,7 @@ class TestCosineDistances:
         rows, start = drawn(data, n, d), drawn(data, 1, d)[0]
         seen = [[v + g for v, g in zip(row, start, strict=True)] if shifted else row for row in rows]
         x = torch.tensor(rows, dtype=torch.float64)
-        found = linalg.cosine_distances(x, torch.tensor(start, dtype=torch.float64) if shifted else None)
+        found = cosine_distances(x, torch.tensor(start, dtype=torch.float64) if shifted else None)
         wanted = torch.tensor([[angle(a, b) for b in seen] for a in seen], dtype=torch.float64)
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
         assert torch.equal(found, found.T)
@@ -77,19 +79,19 @@ class TestCosineDistances:
         # 1 - cos(t) = t^2 / 2 for small t; one minus a float64 cosine would be 0 or 1.1e-16
         t = torch.tensor([0, 1e-9, 3e-9], dtype=torch.float64)
         x = torch.stack([t.cos(), t.sin()], dim=1)
-        found = linalg.cosine_distances(x)
+        found = cosine_distances(x)
         torch.testing.assert_close(found[0], t.square() / 2, rtol=1e-6, atol=0)
 
     @pytest.mark.parametrize("far", [False, True])
     def test_equal_rows_are_at_zero(self, far: bool) -> None:
         row = torch.randn(3001, generator=torch.Generator().manual_seed(0))
         x = torch.cat([row.expand(9, -1), 4 * row.expand(2, -1)] + far * [-row[None]])
-        found = linalg.cosine_distances(x, torch.zeros_like(row))
+        found = cosine_distances(x, torch.zeros_like(row))
         assert not found[:11, :11].any()
         assert not far or torch.allclose(found[11, :11], torch.tensor(2.0, dtype=torch.float64))
 
     def test_huge_and_zero_rows(self) -> None:
-        found = linalg.cosine_distances(torch.tensor([[1e30, 0], [0, 1e-30], [0, 0], [0, 0]]))
+        found = cosine_distances(torch.tensor([[1e30, 0], [0, 1e-30], [0, 0], [0, 0]]))
         assert found.tolist() == [[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
 
 
@@ -117,22 +119,22 @@ class TestHDBSCAN:
         assert torch.equal(before, far.double())
 
 
-class TestMedianClippedMean:
+class TestClippedMean:
     def test_by_hand(self) -> None:
         # lengths 5, 50, 0, 15: median 10
         x = torch.tensor([[3.0, 4], [30, 40], [0, 0], [0, 15]])
-        mean, bound = linalg.median_clipped_mean(x, torch.tensor([True, True, False, False]))
+        mean, bound = clipped_mean(x, rows=torch.tensor([True, True, False, False]))
         assert bound == 10
         torch.testing.assert_close(mean, torch.tensor([4.5, 6]))
 
     def test_no_row_chosen(self) -> None:
-        mean, bound = linalg.median_clipped_mean(torch.ones(3, 4), torch.zeros(3, dtype=torch.bool))
+        mean, bound = clipped_mean(torch.ones(3, 4), rows=torch.zeros(3, dtype=torch.bool))
         assert mean.tolist() == [0] * 4
         assert bound == 2
 
     def test_huge_row(self) -> None:
         x = torch.tensor([[1e30, 1e30], [0, 1], [0, 1], [0, 0]])
-        mean, _ = linalg.median_clipped_mean(x, torch.ones(4, dtype=torch.bool))
+        mean, _ = clipped_mean(x, rows=torch.ones(4, dtype=torch.bool))
         torch.testing.assert_close(mean, torch.tensor([0.5**0.5, 0.5**0.5 + 2]) / 4)
 
 
@@ -140,7 +142,7 @@ class TestMedianClippedMean:
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_majority_is_what_hangs_together_first(data: st.DataObject, n: int, d: int) -> None:
     x = torch.tensor(drawn(data, n, d), dtype=torch.float64)
-    distances = linalg.cosine_distances(x).round(decimals=9)
+    distances = cosine_distances(x).round(decimals=9)
     found = majority(distances)
     assert set(found.nonzero().flatten().tolist()) == hangs_together(distances.tolist())
     assert int(found.sum()) > n / 2

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from fedsieve.aggregators.geometric_median import GeometricMedian, geometric_median, weighted_mean
+from fedsieve.aggregators.geometric_median import GeometricMedian, geometric_median
 from fedsieve.core.defense import Aggregate
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import weighted_sum
 
 Solve = Callable[..., Aggregate]
 
@@ -181,7 +182,7 @@ class TestHugeRows:
     def test_a_tiny_weight_times_a_huge_row(self) -> None:
         x = torch.tensor([[3e38], [1.0], [2.0]])
         weights = torch.tensor([1e-38, 0.5, 0.5], dtype=torch.float64)
-        assert weighted_mean(x, weights).item() == pytest.approx(4.5)
+        assert weighted_sum(x, weights).item() == pytest.approx(4.5)
 
 
 def test_an_offset_of_all_rows_moves_the_result_by_it(solve: Solve) -> None:

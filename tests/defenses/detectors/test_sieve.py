@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fedsieve.aggregators.chain import Chain
 from fedsieve.aggregators.mean import Mean
@@ -168,6 +171,31 @@ class TestStages:
         for _ in range(2):
             aggregate(make, fed, state, 1)
         assert same(state, before)
+
+
+class Reads(TorchDispatchMode):
+    """The operations that read a tensor's memory while it is entered."""
+
+    def __init__(self, of: torch.Tensor) -> None:
+        super().__init__()
+        self.of, self.names = of.untyped_storage().data_ptr(), list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        shares = [t.numel() and t.untyped_storage().data_ptr() == self.of for t in tree_leaves(args) if is_tensor(t)]
+        if any(shares) and not (is_tensor(result) and result.untyped_storage().data_ptr() == self.of):
+            self.names.append(func.overloadpacket.__name__)
+        return result
+
+
+@pytest.mark.parametrize("factor", [1, -1])
+def test_updates_are_read_four_times(make: SimpleNamespace, factor: float) -> None:
+    """For products with themselves, with the subsets, and with gradients and held-out references; and for the mean."""
+    fed = make.federation(12, 3, factor)
+    view = make.view(fed.updates, root=fed.root)
+    with Reads(fed.updates.matrix) as reads:
+        Sieve()(fed.updates, view)
+    assert reads.names == ["mm"] * 4
 
 
 class TestHistory:

@@ -1,6 +1,6 @@
 """The step that sieve takes: the nearest one after which no class is worse off, and not one that raises root loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedsieve.core.defense import Loss, LossName
-from fedsieve.detectors.sieve.guidance import balanced_loss, guide, halved, nearest, slopes_of_classes
-from fedsieve.detectors.sieve.margin import margin_of
+from fedsieve.core.loss import Loss, LossName
+from fedsieve.detectors.sieve.guidance import guide, halved, nearest, slopes_of_classes
+from fedsieve.detectors.sieve.margin import balanced_loss, margin_of
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
 F64 = torch.float64
@@ -98,6 +98,11 @@ def brute(update: Tensor, slopes: Tensor, limits: Tensor) -> Tensor:
     return best
 
 
+def projected(update: Tensor, slopes: Tensor, limits: Tensor) -> Tensor:
+    """The nearest vector whose products with the slopes are at most the limits."""
+    return update - nearest(slopes @ update - limits, slopes @ slopes.T) @ slopes
+
+
 class TestNearest:
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(
@@ -109,7 +114,7 @@ class TestNearest:
     def test_against_brute_force(self, count: int, seed: int, size: float, share: float) -> None:
         slopes, update = unit(normal(count, 8, seed=seed)), size * normal(8, seed=seed + 1)
         limits = share * (slopes @ (size * normal(8, seed=seed + 2)))
-        found = nearest(update, slopes, limits)
+        found = projected(update, slopes, limits)
         torch.testing.assert_close(found / size, brute(update, slopes, limits) / size, rtol=1e-4, atol=1e-4)
         assert (slopes @ found <= limits + 1e-5 * size).all()
 
@@ -117,16 +122,16 @@ class TestNearest:
         slopes = unit(normal(4, 8))
         update = torch.linalg.lstsq(slopes, -torch.ones(4, 1, dtype=F64)).solution[:, 0]
         zeros = torch.zeros(4, dtype=F64)
-        assert torch.equal(nearest(update, slopes, zeros), update)
-        assert torch.equal(nearest(0 * update, slopes, zeros), 0 * update)
-        assert torch.equal(nearest(update, 0 * slopes, zeros), update)
+        assert torch.equal(projected(update, slopes, zeros), update)
+        assert torch.equal(projected(0 * update, slopes, zeros), 0 * update)
+        assert torch.equal(projected(update, 0 * slopes, zeros), update)
 
     @pytest.mark.parametrize("seed", range(20))
     def test_planes_that_are_nearly_the_same_or_opposite(self, seed: int) -> None:
         one = normal(1, 30, seed=seed)
         rows = torch.cat([one.expand(6, -1), -one, one + 1e-7 * normal(6, 30, seed=seed + 1), 0 * one, normal(3, 30)])
         slopes, update = unit(rows), normal(30, seed=seed + 2)
-        found = nearest(update, slopes, torch.zeros(len(slopes), dtype=F64))
+        found = projected(update, slopes, torch.zeros(len(slopes), dtype=F64))
         assert found.norm() <= update.norm() * (1 + 1e-9)
         assert (slopes @ found <= 1e-4 * update.norm()).all()
 
@@ -137,7 +142,7 @@ class TestNearest:
         limits = share * (slopes @ own)
         for seed in range(30):
             one, other = normal(8, seed=seed), normal(8, seed=seed + 100)
-            steps = [nearest(update, slopes, limits) for update in (one, other)]
+            steps = [projected(update, slopes, limits) for update in (one, other)]
             assert (steps[0] - steps[1]).norm() <= (one - other).norm() * (1 + 1e-6)
             assert steps[0].norm() <= one.norm() + 2 * share * own.norm() + 1e-6
 
@@ -231,6 +236,27 @@ class TestGuide:
         assert factor == 1
         torch.testing.assert_close(step, -root.gradient(params)[1])
 
+    def test_asks_for_the_loss_after_the_servers_own_updates_only_where_it_matters(self) -> None:
+        class Counted(Linear):
+            def losses(self, flats: Tensor, loss: LossName | Loss = "cross-entropy", /) -> Tensor:
+                asked.append(len(flats))
+                return torch.stack([self.gradient(flat, loss)[0] for flat in flats])
+
+            def gradients(self, flat: Tensor, losses: Sequence[LossName | Loss], /) -> tuple[Tensor, Tensor]:
+                values, gradients = zip(*(self.gradient(flat, loss) for loss in losses), strict=True)
+                return torch.stack(values), torch.stack(gradients)
+
+        plain, params = linear(), torch.zeros(12, dtype=F64)
+        root, held = Counted(plain.x, plain.y, plain.classes), own_steps(plain, params, 0.05)
+        downhill = -plain.gradient(params, balanced_loss)[1]
+        for size, expected in ((0.05, [3]), (1e3, [3, 5, 1, 1, 1])):
+            asked: list[int] = []
+            step, factor = guided(size * downhill, held, root, params)
+            assert asked == expected
+            other, same = guided(size * downhill, held, plain, params)
+            assert torch.equal(step, other)
+            assert factor == same == (1 if len(expected) == 1 else 1 / 8)
+
 
 class TestHalved:
     @pytest.mark.parametrize(
@@ -265,10 +291,3 @@ class TestHalved:
 
 def paraboloid(optimum: list[float]) -> Callable[[Tensor], float]:
     return lambda step: float(0.5 * (step - torch.tensor(optimum, dtype=F64)).square().sum())
-
-
-def test_balanced_loss() -> None:
-    logits, y = normal(7, 3), torch.tensor([0, 0, 0, 0, 2, 2, 0])
-    each = [-float(row.log_softmax(0)[c]) for row, c in zip(logits, y.tolist(), strict=True)]
-    expected = (sum(each[k] for k in (0, 1, 2, 3, 6)) / 5 + (each[4] + each[5]) / 2) / 2
-    assert float(balanced_loss(logits, y)) == pytest.approx(expected)

@@ -62,6 +62,7 @@ class Round:
 
 def played(x: Tensor, seed: int = 0, unusual: Any = (), complete: bool = True, w: Any = None) -> Round:
     w = w or references_of(seed, x.shape[1])
+    w = replace(w, **{name: getattr(w, name).to(x) for name in ("root", "subsets", "held_out")})
     gradients = gradients_of(seed, x.shape[1]).to(x)
     m = measure(x, gradients, w)
     e = gather(m, w.n_balanced, complete, None, 0.9)

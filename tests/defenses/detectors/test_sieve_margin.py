@@ -1,12 +1,16 @@
-"""The margin loss against loops, and what must not change it."""
+"""The margin loss and other losses against loops, and what must not change them."""
+
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedsieve.detectors.sieve.margin import margin, margin_of, margins
+from fedsieve.core.loss import Loss, is_recordable
+from fedsieve.detectors.sieve.margin import balanced_loss, cross_entropy_of, margin, margin_of, margins
 
 
 def drawn(k: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -84,3 +88,53 @@ def test_by_hand() -> None:
     assert float(margin(torch.eye(2), torch.arange(2))) == -0.5
     assert float(margin(torch.eye(2), 1 - torch.arange(2))) == 0.5
     assert float(margin(torch.eye(2)[:1], torch.zeros(1, dtype=torch.long))) == 0  # one class has no margin
+
+
+def test_balanced_loss() -> None:
+    logits, y = drawn(7, 3, 0)[0], torch.tensor([0, 0, 0, 0, 2, 2, 0])
+    each = [-float(row.log_softmax(0)[c]) for row, c in zip(logits, y.tolist(), strict=True)]
+    expected = (sum(each[k] for k in (0, 1, 2, 3, 6)) / 5 + (each[4] + each[5]) / 2) / 2
+    assert float(balanced_loss(logits, y)) == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@cases
+def test_cross_entropy_of_a_class_is_that_of_its_samples(k: int, c: int, seed: int) -> None:
+    logits, y = drawn(k, c, seed)
+    for a in set(y.tolist()):
+        each = [-float(row.log_softmax(0)[a]) for row, label in zip(logits, y.tolist(), strict=True) if label == a]
+        assert float(cross_entropy_of(a)(logits, y)) == pytest.approx(sum(each) / len(each))
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.names.add("index by a mask" if by_mask else name)
+        return func(*args, **(kwargs or {}))
+
+
+# a GPU's results that the CPU has to know: a number, or the shape of a tensor
+WAITS = {"_local_scalar_dense", "nonzero", "index by a mask", "masked_select", "_unique2", "bincount"}
+
+
+@pytest.mark.parametrize("loss", [margin, balanced_loss, margin_of(2), cross_entropy_of(2)])
+def test_losses_never_wait_for_a_device(loss: Loss) -> None:
+    assert is_recordable(loss)
+    logits, y = drawn(7, 3, 0)
+    logits.requires_grad_()
+    with Operations() as seen:
+        loss(logits, y).backward()
+    assert "div" in seen.names
+    assert not seen.names & WAITS
+
+
+def test_losses_of_a_class_are_made_once() -> None:
+    assert margin_of(2) is margin_of(2)
+    assert cross_entropy_of(2) is cross_entropy_of(2)

@@ -78,6 +78,37 @@ def test_against_least_squares(seed: int, d: int, exponent: int) -> None:
                 assert float(m.residual_cosines[i, j]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_eigenvectors_are_only_needed_where_a_direction_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, x, gradients = references_of(70), normal(5, 70, seed=1), normal(2, 70, seed=2)
+    eigenvectors = torch.linalg.eigh
+
+    def unexpected(gram: Tensor) -> Tensor:
+        raise AssertionError("no direction of these spans is rounding")
+
+    monkeypatch.setattr(torch.linalg, "eigh", unexpected)
+    quick = measure(x, gradients, w)
+    monkeypatch.setattr(torch.linalg, "eigh", eigenvectors)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda gram: (gram, torch.tensor(1)))
+    slow = measure(x, gradients, w)
+    for name in ("explained", "residual", "held_explained", "held_residual", "residual_cosines"):
+        torch.testing.assert_close(getattr(quick, name), getattr(slow, name), rtol=1e-9, atol=1e-9)
+    # another basis of the same span
+    torch.testing.assert_close(quick.coordinates @ quick.basis.T, slow.coordinates @ slow.basis.T)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_direction_that_is_rounding_is_no_part_of_a_span(noise: float) -> None:
+    """Two subsets that differ in the last digits of float32, and what is sent along their difference."""
+    w = references_of(90)
+    away, subsets = normal(90, seed=9), w.subsets.clone()
+    subsets[3] = subsets[0] + noise * away
+    m = measure(torch.stack([away, subsets[0]]), normal(2, 90, seed=2), replace(w, subsets=subsets))
+    assert m.basis.shape == (12, 11)
+    kept = torch.cat([subsets[:3], subsets[4:]])
+    assert float(m.explained[0]) == pytest.approx(float(projected(away, kept).norm()), rel=1e-3)
+    assert float(m.explained[1]) == pytest.approx(float(subsets[0].norm()), rel=1e-6)
+
+
 def test_mixtures_of_subsets_have_next_to_no_residual() -> None:
     w = references_of(700)
     mixed = torch.rand(4, 12, generator=torch.Generator().manual_seed(0), dtype=F64) @ w.subsets

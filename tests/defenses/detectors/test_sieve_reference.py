@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedsieve.core.defense import Loss, LossName
 from fedsieve.core.layout import Layout
+from fedsieve.core.loss import Loss, LossName
 from fedsieve.detectors.sieve.reference import ReferenceUpdates, balanced, train_references
 from fedsieve.federation.clients import ClientData, LocalTraining, Trainer
 from fedsieve.federation.root import RootClient
@@ -126,7 +126,7 @@ def test_how_many(y: list[int], subsets: int, balanced_ones: int, halves: int) -
         balanced_ones + halves,
     )
     assert found.others.shape == (balanced_ones + halves, subsets)
-    assert found.by_class.shape == (len(set(y)), 2)
+    assert found.classes.unique().tolist() == sorted(set(y))
 
 
 def test_halves_of_ten_classes_at_most() -> None:
@@ -160,13 +160,6 @@ def test_the_generator_decides_what_an_attacker_must_not_know(layout: Layout) ->
     assert one[1] != other[1]
 
 
-def test_by_class_is_the_mean_of_a_classs_subsets() -> None:
-    found, _ = trained([2, 0, 2, 0])
-    assert found.classes.tolist() == [0, 0, 2, 2]
-    expected = torch.stack([found.subsets[:2].mean(dim=0), found.subsets[2:].mean(dim=0)])
-    torch.testing.assert_close(found.by_class, expected)
-
-
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(y=st.lists(st.integers(0, 4), min_size=1, max_size=12), data=st.data())
 def test_balanced_against_loops(y: list[int], data: st.DataObject) -> None:
@@ -174,7 +167,7 @@ def test_balanced_against_loops(y: list[int], data: st.DataObject) -> None:
     groups = {c: [k for k in rows if y[k] == c] for c in sorted({y[k] for k in rows})}
     most = max(map(len, groups.values()))
     expected = [group[k % len(group)] for group in groups.values() for k in range(most)]
-    assert balanced(torch.tensor(y), torch.tensor(rows)).tolist() == expected
+    assert balanced(y, rows) == expected
 
 
 def root_client(module: nn.Module, y: Sequence[int]) -> tuple[RootClient, FlatModel]:

@@ -193,6 +193,16 @@ class TestDiagnosis:
         assert found.scores is not None
         assert found.scores[0] == 1
 
+    @with_root
+    def test_a_root_model_that_overflows_convicts_nobody(self, make: SimpleNamespace, detector: SkyMask) -> None:
+        fed = make.federation(20, 6, -1)
+        root = replace(fed.root, sent=fed.root.sent * math.nan)
+        found = detect(make, SimpleNamespace(updates=fed.updates, root=root), detector)
+        assert found.accepted is not None
+        assert found.accepted.all()
+        assert found.diagnosis is not None
+        assert (found.diagnosis.kept == 1).all()
+
     @every
     def test_an_overflow_does_not_hide_the_others(self, make: SimpleNamespace, detector: SkyMask | SkyMaskNR) -> None:
         class Narrow(make.Quadratic):  # type: ignore[misc, name-defined]

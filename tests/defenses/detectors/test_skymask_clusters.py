@@ -7,9 +7,19 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from fedsieve.detectors.skymask.clusters import Clusters, best_number, principal_components, two_clusters
+from fedsieve.core.clustering import best_cut
+from fedsieve.core.layout import Segment
+from fedsieve.detectors.skymask.clusters import (
+    Clusters,
+    best_number,
+    kept_shares,
+    mixture,
+    principal_components,
+    two_clusters,
+)
 
 
 def bits(n: int, d: int, seed: int = 0, share: float = 0.5) -> Tensor:
@@ -71,6 +81,13 @@ class TestPrincipalComponents:
 
     def test_one_row(self) -> None:
         assert principal_components(bits(1, 20), 2).tolist() == [[0, 0]]
+
+
+def test_kept_shares_by_hand() -> None:
+    binary = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    layers = (Segment("a", (4,), 0), Segment("b", (1,), 4))
+    assert kept_shares(binary, layers).tolist() == [[0.75, 1], [0.25, 1], [0, 0]]
+    assert kept_shares(binary, (Segment("all but one", (2, 2), 1),)).tolist() == [[0.75], [0.5], [0]]
 
 
 def cloud(n: int, centre: tuple[float, float] = (0, 0), spread: float = 1, seed: int = 0) -> np.ndarray:
@@ -171,6 +188,53 @@ class TestTwoClusters:
         before = points.copy()
         clustered(points, clusters)
         np.testing.assert_array_equal(points, before)
+
+
+def sklearns(points: np.ndarray, groups: list[np.ndarray]) -> GaussianMixture:
+    """scikit-learn's mixture, started from the Gaussians of the groups."""
+    k = points.shape[1]
+    covariances = [np.cov(points[g].T, bias=True).reshape(k, k) + 1e-4 * np.eye(k) for g in groups]
+    fit = GaussianMixture(
+        len(groups),
+        reg_covar=1e-4,
+        max_iter=1000,
+        tol=1e-4,
+        weights_init=[g.mean() for g in groups],
+        means_init=[points[g].mean(axis=0) for g in groups],
+        precisions_init=np.linalg.inv(covariances),
+    )
+    return fit.fit(points)
+
+
+class TestMixture:
+    @pytest.mark.parametrize("k", [1, 2, 4])
+    @pytest.mark.parametrize("apart", [0.0, 1.0, 3.0, 30.0])
+    @pytest.mark.parametrize("spread", [0.0, 0.05, 1.0])
+    def test_against_sklearn(self, k: int, apart: float, spread: float) -> None:
+        rng = np.random.default_rng(0)
+        points = np.concatenate([rng.normal(size=(60, k)), apart + spread * rng.normal(size=(25, k))])
+        points = (points - points.mean(axis=0)) / points.std()
+        everything = np.ones(len(points), dtype=bool)
+        for groups in ([everything], *([cut, ~cut] for cut in map(best_cut, points.T))):
+            found, expected = mixture(points, np.stack(groups)), sklearns(points, groups)
+            joint = np.logaddexp.reduce(found, axis=0)
+            np.testing.assert_allclose(joint, expected.score_samples(points), rtol=1e-7, atol=1e-7)
+            np.testing.assert_allclose(np.exp(found - joint).T, expected.predict_proba(points), rtol=1e-6, atol=1e-7)
+            assert found.argmax(axis=0).tolist() == expected.predict(points).tolist()
+
+    @pytest.mark.parametrize("seed", range(8))
+    @pytest.mark.parametrize("apart", [0.0, 2.5, 4.0])
+    def test_the_number_of_clusters_is_sklearns_by_bic(self, seed: int, apart: float) -> None:
+        points = np.concatenate([cloud(35, seed=seed), cloud(15, (apart, 0), 0.5, seed=seed + 9)])
+        scaled = (points - points.mean(axis=0)) / (points - points.mean(axis=0)).std()
+        cuts = [best_cut(column) for column in scaled.T]
+        two = max((sklearns(scaled, [cut, ~cut]) for cut in cuts), key=lambda fit: float(fit.score(scaled)))
+        one = sklearns(scaled, [np.ones(50, dtype=bool)])
+        found = clustered(points)
+        if one.bic(scaled) <= two.bic(scaled):
+            assert found is None
+        else:
+            agree(found, two.predict(scaled).tolist())
 
 
 def gaps_by_hand(points: np.ndarray, generator: torch.Generator, references: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Mask training: the gradient against autograd, the training against the published equations in plain loops."""
 
 import math
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsieve.core import linalg
+from fedsieve.detectors.skymask import masks as module
 from fedsieve.detectors.skymask.clusters import principal_components
+from fedsieve.detectors.skymask.fused import fused_step, is_fused
 from fedsieve.detectors.skymask.masks import (
     mask_gradient,
     masked_mean,
+    plain_step,
+    train_blocks,
     train_masks,
 )
 
@@ -227,6 +233,105 @@ class TestTrainMasks:
         torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-9)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("clip", [0.02, None])
+    @pytest.mark.parametrize("tolerance", [0.0, 0.02])
+    def test_as_the_formulas_step_by_step(
+        self, make: SimpleNamespace, dtype: torch.dtype, clip: float | None, tolerance: float
+    ) -> None:
+        x, root = normal(6, 3000).to(dtype), make.Quadratic(normal(3000, seed=1).to(dtype), normal(3000).to(dtype))
+        found, steps = train(x, root, learning_rate=3.0, clip=clip, max_steps=9, tolerance=tolerance)
+        masks, mean = torch.ones_like(x), x.mean(dim=0)
+        total = torch.full_like(mean, 6) * torch.ones((), dtype=dtype).sigmoid()
+        for expected_steps in range(1, 10):  # noqa: B007
+            outer, gates = root.gradient(mean)[1], masks.sigmoid()
+            gradient = (x - mean) * (outer / total) * (1 - gates) * gates
+            masks = masks - 3 * (gradient if clip is None else gradient.clamp(-clip, clip))
+            after = masks.sigmoid()
+            total = after.sum(dim=0)
+            mean = (after * x).sum(dim=0) / total
+            if (after - gates).abs().max() <= tolerance:
+                break
+        assert steps == expected_steps
+        close = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(found, masks, rtol=close, atol=close)
+
+    @pytest.mark.parametrize("good", [0, 1, 4])
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_ends_where_the_gradient_is_not_finite(self, make: SimpleNamespace, good: int, bad: float) -> None:
+        x, target, calls = normal(5, 40), normal(40, seed=1), [0]
+
+        class Breaks(make.Quadratic):  # type: ignore[misc, name-defined]
+            def gradient(self, flat: Tensor, loss: Any = "cross-entropy", /) -> tuple[Tensor, Tensor]:
+                calls[0] += 1
+                value, slope = super().gradient(flat)
+                return value, torch.where(torch.arange(40) == 7, bad, slope) if calls[0] > good else slope
+
+        more = {"learning_rate": 2.0, "clip": 1.0}
+        masks, steps = train(x, Breaks(target, target), **more)
+        assert (steps, calls[0]) == (good, good + 1)
+        expected = train(x, make.Quadratic(target, target), **more, max_steps=good)[0] if good else torch.ones_like(x)
+        assert torch.equal(masks, expected)
+
+    @pytest.mark.parametrize("end", ["tolerance", "early stop", "not finite"])
+    def test_a_gpu_need_not_be_asked_if_it_has_ended(
+        self, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, end: str
+    ) -> None:
+        x, target, calls = normal(8, 30), 0.3 * normal(30, seed=1), [0]
+        more: dict[str, Any] = {"learning_rate": 5.0, "clip": 1.0, "tolerance": 0.0, "max_steps": 40}
+        if end == "tolerance":
+            more["tolerance"] = 0.05
+        elif end == "early stop":
+            more |= {"early_stop": True, "learning_rate": 1e-6}
+
+        class Root(make.Quadratic):  # type: ignore[misc, name-defined]
+            def gradient(self, flat: Tensor, loss: Any = "cross-entropy", /) -> tuple[Tensor, Tensor]:
+                calls[0] += 1
+                value, slope = super().gradient(flat)
+                return value, slope * math.nan if end == "not finite" and calls[0] > 13 else slope
+
+        expected, steps = train(x, Root(target, normal(30)), **more)
+        assert 1 < steps < 40
+        assert calls[0] == steps + (end == "not finite")
+        monkeypatch.setattr(module, "is_fused", lambda _: True)
+        monkeypatch.setattr(module, "fused_step", plain)
+        calls[0] = 0
+        found, found_steps = train(x, Root(target, normal(30)), **more)
+        assert found_steps == steps
+        assert calls[0] % 10 == 0
+        assert calls[0] - 10 < steps + (end == "not finite") <= calls[0]
+        assert torch.equal(found, expected)
+
+    def test_matrices_in_memory(self, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        # updates, masks and gates in blocks of columns; all else is a block or a vector
+        monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
+        x, root, most = normal(200, 40_000), make.Quadratic(normal(40_000, seed=1), normal(40_000)), [0]
+        made: list[weakref.ref[Tensor]] = []
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                found = func(*args, **(kwargs or {}))
+                if isinstance(found, Tensor):
+                    made[:] = [ref for ref in (*made, weakref.ref(found)) if ref() is not None]
+                    storages = [t.untyped_storage() for ref in made if (t := ref()) is not None]
+                    alive = {storage.data_ptr(): storage.nbytes() for storage in storages}
+                    most[0] = max(most[0], sum(alive.values()) - alive.get(x.data_ptr(), 0))
+                return found
+
+        with Watch():
+            more = {"learning_rate": 1e6, "clip": 1e-7, "max_steps": 3, "tolerance": 1e-3}
+            train_blocks([x[:150], x[150:]], torch.zeros_like(x[0]), root, **more)
+        assert 3 < most[0] / (x.numel() * x.element_size()) < 3.2
+
+    def test_several_matrices_are_one(self, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(linalg, "_BLOCK_BYTES", 1)
+        x, root = normal(9, 3000), make.Quadratic(normal(3000, seed=1), normal(3000))
+        more = {"learning_rate": 5.0, "clip": 1.0, "max_steps": 5, "tolerance": 0.0}
+        masks, steps = train_blocks([x[:6], x[6:6], x[6:]], torch.zeros_like(x[0]), root, **more)
+        assert [block.shape for block in masks] == [(9, 1024), (9, 1024), (9, 952)]
+        assert steps == 5
+        assert torch.equal(torch.cat(masks, dim=1), train(x, root, **more)[0])
+
     def test_inputs_are_unchanged(self, make: SimpleNamespace) -> None:
         x, start = normal(4, 6), normal(6, seed=1)
         root = make.Quadratic(normal(6, seed=2), normal(6))
@@ -264,3 +369,63 @@ class TestSummedLoss:
             assert train(x, root, learning_rate=20 * rate, **more)[1] == (11 if gain < 0.01 else 20)
             assert train(x, root, learning_rate=rate, summed=True, **more)[1] == (11 if 20 * gain < 0.01 else 20)
         assert any(gain < 0.01 < 20 * gain for gain in gains.values())
+
+
+def plain(x: Tensor, masks: Tensor, mean: Tensor, total: Tensor, outer: Tensor, active: Tensor, **how: float) -> Tensor:
+    """:func:`plain_step` as :func:`fused_step` is called."""
+    if not active:
+        return torch.zeros_like(active)
+    found = plain_step(x, masks, masks.sigmoid(), mean, total, outer, x.new_empty(x.numel() + 3), **how)
+    return torch.full_like(active, found)
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class TestStep:
+    @pytest.mark.parametrize(
+        ("step", "device"),
+        [
+            pytest.param(plain, "cpu", id="plain"),
+            pytest.param(plain, "cuda", id="plain on a GPU", marks=cuda),
+            pytest.param(fused_step, "cuda", id="fused", marks=cuda),
+        ],
+    )
+    @pytest.mark.parametrize("shape", [(2, 1), (9, 130), (101, 5001), (33, 4096)])
+    @pytest.mark.parametrize("active", [True, False])
+    @pytest.mark.parametrize(("rate", "clip"), [(1e7, 1e-7), (5.0, 0.01), (5.0, math.inf)])
+    def test_same_as_the_formulas(
+        self, step: Callable[..., Tensor], device: str, shape: tuple[int, int], active: bool, rate: float, clip: float
+    ) -> None:
+        x, masks = (normal(*shape, seed=seed).float().to(device) for seed in range(2))
+        outer, on = normal(shape[1], seed=2).float().to(device), torch.tensor(active, device=device)
+        mean, total = masked_mean(x, masks), masks.sigmoid().sum(dim=0)
+        expected = masks - rate * mask_gradient(x, masks, outer).clamp(-clip, clip) if active else masks
+        most = float((expected.sigmoid() - masks.sigmoid()).abs().max())
+        for tolerance, moves in ((most + 1e-5, False), (most - 1e-5, active)):
+            new = masks.clone(), mean.clone(), total.clone()
+            moved = step(x, *new, outer, on, learning_rate=rate, clip=clip, tolerance=tolerance)
+            after = expected, masked_mean(x, expected), expected.sigmoid().sum(dim=0)
+            for one, other in zip(new, after, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+            assert not active or bool(moved) == moves
+
+    @cuda
+    def test_no_step_from_what_is_not_finite(self) -> None:
+        x, masks = (normal(9, 130, seed=seed).float().cuda() for seed in range(2))
+        bad, new = torch.full_like(x[0], math.nan), masks.clone()
+        off = torch.zeros((), dtype=torch.bool, device="cuda")
+        fused_step(x, new, bad, torch.zeros_like(bad), bad, off, learning_rate=1.0, clip=1.0, tolerance=0.0)
+        assert torch.equal(new, masks)
+
+    @cuda
+    def test_training_on_a_gpu_is_that_on_a_cpu(self, make: SimpleNamespace) -> None:
+        x, target = normal(21, 3000).float(), 0.3 * normal(3000, seed=1).float()
+        more = {"learning_rate": 3.0, "clip": 1.0, "max_steps": 60, "tolerance": 2e-2}
+        expected, steps = train(x, make.Quadratic(target, x[0]), **more)
+        assert 1 < steps < 60
+        assert is_fused(x.cuda())
+        assert not is_fused(x.double().cuda())
+        found, found_steps = train(x.cuda(), make.Quadratic(target.cuda(), x[0].cuda()), **more)
+        assert found_steps == steps
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsieve.core.defense import Loss, LossName
 from fedsieve.core.layout import Layout
+from fedsieve.core.loss import Loss, LossName
 from fedsieve.detectors.skymask.masks import first_coordinates, mask_gradient, rows_without_overflow, train_masks
 from fedsieve.models.flat import FlatModel
 from fedsieve.models.losses import LOSSES
@@ -40,7 +40,7 @@ class ModelRoot:
         return int(self.y.max()) + 1
 
     def loss(self, flat: Tensor, /) -> Tensor:
-        return self.model.loss(flat, self.x, self.y)
+        return self.model.losses(flat[None], self.x, self.y)[0]
 
     def gradient(self, flat: Tensor, loss: LossName | Loss = "cross-entropy", /) -> tuple[Tensor, Tensor]:
         return self.model.gradient(flat, self.x, self.y, LOSSES[loss] if isinstance(loss, str) else loss)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from fedsieve.core import several
 from fedsieve.core.defense import Aggregate, Detection, Diagnosis, Root, ServerView, Updates
 from fedsieve.core.errors import MissingDataError, ParameterError
 from fedsieve.core.traits import Traits
@@ -46,7 +47,7 @@ _FEW, _WINDOW = 20, 100  # clients of a round; below the first, updates of the l
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one round's updates are, before they are averaged.
+    """What one round's updates are, before they are averaged; on the CPU but for references and gradient.
 
     Attributes:
         measurements: Of the updates.
@@ -72,11 +73,10 @@ class Judgement:
     rounds: Tensor
     state: Any
 
-    @property
-    def diagnosis(self) -> Diagnosis:
+    def diagnosis(self, device: torch.device) -> Diagnosis:
         """Position of each client by residual norm and the larger alignment, in deviations of the references."""
         columns = self.evidence.columns
-        points = torch.stack([columns[:, 0], columns[:, 1:JOINT].amax(dim=1)], dim=1)
+        points = torch.stack([columns[:, 0], columns[:, 1:JOINT].amax(dim=1)], dim=1).to(device)
         return Diagnosis(points, points.new_zeros(2), (), points.new_zeros(len(points), 0), self.reasons)
 
 
@@ -117,8 +117,8 @@ class Sieve:
     def detect(self, updates: Updates, view: ServerView, /) -> Detection:
         """See :class:`fedsieve.core.defense.Detector`: verdicts alone, for chains; nobody's influence is bounded."""
         found = self._judge(updates, view)
-        scores = found.evidence.columns[:, JOINT].to(updates.matrix.dtype)
-        return Detection(~found.rejected, scores, found.state, found.diagnosis)
+        x, scores = updates.matrix, found.evidence.columns[:, JOINT]
+        return Detection(~found.rejected.to(x.device), scores.to(x), found.state, found.diagnosis(x.device))
 
     def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
         """See :class:`fedsieve.core.defense.Aggregator`."""
@@ -136,20 +136,19 @@ class Sieve:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")
         return Aggregate(
             update=update.to(x.dtype),
-            weights=(weights / weights.sum().clamp(min=1e-300)).to(x.dtype),
-            accepted=~found.rejected,
-            scores=e.columns[:, JOINT].to(x.dtype),
+            weights=(weights / weights.sum().clamp(min=1e-300)).to(x),
+            accepted=~found.rejected.to(x.device),
+            scores=e.columns[:, JOINT].to(x),
             state=found.state,
-            diagnosis=found.diagnosis,
+            diagnosis=found.diagnosis(x.device),
             note="; ".join(notes),
         )
 
     def _judge(self, updates: Updates, view: ServerView) -> Judgement:
-        x, ids, root = _parameters(updates), updates.client_ids, _root(view)
-        old = view.state or {}
-        gradients = torch.stack([root.gradient(view.global_params, loss)[1] for loss in (margin, "cross-entropy")])
-        gradients = gradients[:, : x.shape[1]]
+        x, ids, root = _parameters(updates), updates.client_ids.cpu(), _root(view)
+        old = _on_cpu(view.state or {})
         references = train_references(root, updates.layout, view.generator)
+        gradients = several.gradients(root, view.global_params, (margin, "cross-entropy"))[1][:, : x.shape[1]]
         m = measure(x, gradients, references)
         e = gather(m, references.n_balanced, references.complete, old.get("calibration"), self.memory)
         heard = e.informative
@@ -208,7 +207,7 @@ class Sieve:
             recent: Their evidence, then that of clients of rounds before, [r, f].
             means: Clients that are remembered, [k], and their mean evidence, [k, f].
         """
-        tests, unusual = {}, torch.zeros_like(left)
+        tests, unusual, count = {}, torch.zeros_like(left), int(left.sum())
         names, average = means
         shown = torch.isin(names, ids[e.informative])
         order = ids.argsort()[torch.searchsorted(ids.sort().values, names[shown])]
@@ -220,8 +219,8 @@ class Sieve:
             here = torch.zeros_like(left)
             for values in (e.columns[left, k], *([recent[:, k]] if len(ids) < _FEW else [])):
                 large, small = separate_groups(values, least, self.minority)
-                here[left] |= large[: int(left.sum())]
-                unusual[left] |= small[: int(left.sum())]
+                here[left] |= large[:count]
+                unusual[left] |= small[:count]
             tests[f"{name} of a group"] = here
             if not e.trusted and k == JOINT:
                 continue
@@ -237,6 +236,13 @@ def _parameters(updates: Updates) -> Float[Tensor, "n p"]:
     """The trained coordinates; those of float64 cut to a size whose squares are finite."""
     x = updates.parameters
     return x.clamp(-_HUGE, _HUGE) if x.dtype == torch.float64 else x
+
+
+def _on_cpu(state: Any) -> Any:
+    """The state with all tensors on the CPU; one from a checkpoint is where the model is."""
+    if isinstance(state, Mapping):
+        return {name: _on_cpu(part) for name, part in state.items()}
+    return state.cpu() if isinstance(state, Tensor) else state
 
 
 def _root(view: ServerView) -> Root:
@@ -259,15 +265,19 @@ def _center(e: Evidence, rejected: Bool[Tensor, " n"]) -> tuple[float, float]:
     """Median and spread of the joint evidence of the clients that stay; the spread is at least the references'."""
     joint = e.columns[:, JOINT]
     rest = joint[e.informative & ~rejected]
-    rest = rest if len(rest) >= 3 else joint
-    middle, high = (float(torch.quantile(rest, share)) for share in (0.5, 0.85))
-    return middle, max(1.0, _lower_spread(rest), (high - middle) / 1.04)
+    low, middle, high = _quantiles(rest if len(rest) >= 3 else joint, 0.1, 0.5, 0.85)
+    return middle, max(1.0, (middle - low) / 1.28, (high - middle) / 1.04)
 
 
 def _lower_spread(values: Float64[Tensor, " n"]) -> float:
     """Standard deviation of normal values from their lower half, which malicious clients don't widen."""
-    low, middle = (float(torch.quantile(values, share)) for share in (0.1, 0.5))
+    low, middle = _quantiles(values, 0.1, 0.5)
     return (middle - low) / 1.28
+
+
+def _quantiles(values: Float64[Tensor, " n"], *shares: float) -> list[float]:
+    found: list[float] = torch.quantile(values, values.new_tensor(shares)).tolist()
+    return found
 
 
 def _reasons(tests: Mapping[str, Bool[Tensor, " n"]]) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
 """Groups of values that stand apart from the others: attackers who do the same thing."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64
+from numpy import ndarray
 from torch import Tensor
 
 from fedsieve.core.clustering import best_cut
@@ -37,32 +39,32 @@ def separate_groups(
     >>> separate_groups(values, least=2.0, minority=0.15)[0]
     tensor([False, False, False, False, False,  True,  True,  True])
     """
-    n, left = len(values), torch.ones_like(values, dtype=torch.bool)
-    large, small = torch.zeros_like(left), torch.zeros_like(left)
-    while int(left.sum()) >= 2 * _LEAST_GROUP:
-        rows = left.nonzero().squeeze(1)
-        upper = _upper(values[rows], least)
+    known = values.cpu().numpy()  # on so few numbers, an operation of torch takes several times as long
+    left = np.arange(len(known))
+    large, small = (np.zeros(len(known), dtype=bool) for _ in range(2))
+    while len(left) >= 2 * _LEAST_GROUP:
+        upper = _upper(known[left], least)
         if not upper.any():
             break
-        low = values[rows][~upper]
-        members = rows[upper & (values[rows] > low.mean() + _OUTSIDE * low.std(correction=0))]
-        (large if int(upper.sum()) > minority * n else small)[members] = True
-        left[rows[upper]] = False
-    return large, small
+        low = known[left[~upper]]
+        members = left[upper & (known[left] > low.mean() + _OUTSIDE * low.std())]
+        (large if upper.sum() > minority * len(known) else small)[members] = True
+        left = left[~upper]
+    return torch.from_numpy(large).to(values.device), torch.from_numpy(small).to(values.device)
 
 
-def _upper(values: Float64[Tensor, " n"], least: float) -> Bool[Tensor, " n"]:
+def _upper(values: Float64[ndarray, " n"], least: float) -> Bool[ndarray, " n"]:
     """The upper of two separate groups; none if there is one group."""
-    none = torch.zeros_like(values, dtype=torch.bool)
+    none = np.zeros(len(values), dtype=bool)
     if values.max() == values.min():
         return none
-    upper = torch.from_numpy(best_cut(values.cpu().numpy())).to(values.device)
+    upper = best_cut(values)
     high, low = values[upper], values[~upper]
     if min(len(high), len(low)) < _LEAST_GROUP or high.mean() <= least:
         return none
     # copies of one update have no variance, which says nothing of how far honest ones lie apart
-    within = ((high.var(correction=0) + low.var(correction=0)) / 2).clamp(min=_LEAST_WITHIN**2)
+    within = max((high.var() + low.var()) / 2, _LEAST_WITHIN**2)
     gap = high.mean() - low.mean()
     middle = (values > low.mean() + gap / 3) & (values < high.mean() - gap / 3)
-    apart = gap.square() >= (_APART + _APART_FEW / len(values)) ** 2 * within
-    return upper if bool(apart) and int(middle.sum()) <= _MIDDLE * len(high) else none
+    apart = gap**2 >= (_APART + _APART_FEW / len(values)) ** 2 * within
+    return upper if apart and middle.sum() <= _MIDDLE * len(high) else none

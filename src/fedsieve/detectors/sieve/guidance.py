@@ -1,17 +1,18 @@
 """What the server makes of the sum: a step after which no class is worse off than after a step of its own."""
 
 from collections.abc import Callable
+from statistics import fmean
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
-from scipy.optimize import nnls
+from jaxtyping import Float, Float64
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from fedsieve.core import several
 from fedsieve.core.defense import Root
 from fedsieve.core.linalg import row_norms
-from fedsieve.detectors.sieve.margin import cross_entropy_of, margin_of
+from fedsieve.detectors.sieve.cosines import lengths_and_cosines
+from fedsieve.detectors.sieve.margin import balanced_loss, cross_entropy_of, margin_of
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
 _SHARE = 0.5  # of the server's own progress that the step has to make in every class, where root data fit
@@ -51,21 +52,26 @@ def guide(
         The step, no longer than ``update`` and the mean held-out update together, and the factor it was shortened by,
         1 to 1/8.
     """
-    held = references.held_out[: references.n_balanced].double()
-    own = held.mean(dim=0) if len(held) else torch.zeros_like(update)
+    held = references.held_out[: references.n_balanced]
+    own = held.mean(dim=0) if len(held) else torch.zeros_like(references.root)
     slopes = slopes_of_classes(root, params, len(update), generator)
+    lengths, cosines = lengths_and_cosines(slopes, torch.stack([update.to(slopes), own]))
+    k = len(slopes)
+    of_update, of_own = (cosines[:k, k:] * lengths[k:]).T
+    over = [nearest(of_update - share * of_own, cosines[:k, :k]) for share in (0.0, _SHARE * fit)]
+    steps = update - torch.stack(over).to(slopes) @ slopes
 
-    def loss(step: Tensor) -> float:
-        moved = params.clone()
-        moved[: len(step)] += step.to(params)
-        return float(root.gradient(moved, balanced_loss)[0])
+    def losses(steps: Float[Tensor, "k p"]) -> list[float]:
+        moved = params.repeat(len(steps), 1)
+        moved[:, : steps.shape[1]] += steps.to(params)
+        return several.losses(root, moved, balanced_loss).tolist()
 
-    steps = [nearest(update, slopes, share * (slopes @ own)) for share in (0.0, _SHARE * fit)]
-    losses = [loss(step) for step in steps]
-    best = min(range(len(steps)), key=lambda k: losses[k] if losses[k] == losses[k] else float("inf"))
-    after = [loss(step) for step in held]
-    limit = max([loss(torch.zeros_like(update)), *([sum(after) / len(after)] if after else [])])
-    return halved(steps[best], losses[best], limit, loss)
+    before, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
+    best = min(range(len(steps)), key=lambda k: after[k] if after[k] == after[k] else float("inf"))
+    if after[best] <= before:
+        return steps[best], 1.0
+    limit = max(before, fmean(losses(held))) if len(held) else before
+    return halved(steps[best], after[best], limit, lambda step: losses(step[None])[0])
 
 
 def halved(
@@ -85,7 +91,7 @@ def halved(
 
 def slopes_of_classes(
     root: Root, params: Float[Tensor, " d"], p: int, generator: torch.Generator
-) -> Float64[Tensor, "s p"]:
+) -> Float[Tensor, "s p"]:
     """Gradients of each class's margin loss and cross-entropy on the root data, of length 1 (or 0), two per class.
 
     Margins are centred over the classes, so that a pull of all inputs to one class leaves them as they are; it raises
@@ -97,48 +103,36 @@ def slopes_of_classes(
         p: How many of the coordinates are parameters.
         generator: Draws twenty classes if there are more.
     """
-    classes = torch.unique(root.data[1])
+    classes = sorted(set(root.data[1].tolist()))
     if len(classes) > _MOST_CLASSES:
         chosen = torch.randperm(len(classes), generator=generator)[:_MOST_CLASSES]
-        classes = classes[chosen.to(classes.device)]
-    losses = [loss for c in classes.tolist() for loss in (margin_of(c), cross_entropy_of(c))]
-    slopes = torch.stack([root.gradient(params, loss)[1][:p] for loss in losses]).double()
-    return slopes / row_norms(slopes).clamp(min=_TINY)[:, None]
+        classes = [classes[k] for k in chosen.tolist()]
+    losses = [loss for c in classes for loss in (margin_of(c), cross_entropy_of(c))]
+    slopes = several.gradients(root, params, losses)[1][:, :p]
+    return (slopes / row_norms(slopes).clamp(min=_TINY)[:, None]).to(slopes.dtype)
 
 
-def nearest(
-    update: Float64[Tensor, " p"], slopes: Float64[Tensor, "s p"], limits: Float64[Tensor, " s"]
-) -> Float64[Tensor, " p"]:
-    """The nearest vector whose products with the slopes are at most the limits, if there is such a vector.
+def nearest(over: Float64[Tensor, " s"], gram: Float64[Tensor, "s s"]) -> Float64[Tensor, " s"]:
+    """What to take away of each slope, so that a vector comes to lie where no product with a slope is above a limit.
 
-    The projection onto an intersection of half-spaces: in terms of its s multipliers a small non-negative least-squares
-    problem.
+    ``update - nearest(over, gram) @ slopes`` is the nearest such vector, if there is one: the projection onto an
+    intersection of half-spaces, in terms of its s multipliers a small non-negative least-squares problem.
 
     Args:
-        update: What to project.
-        slopes: Rows of length 1 or 0.
-        limits: One for each slope.
+        over: By how much the vector's product with each slope is above the limit.
+        gram: Inner products of the slopes, each of length 1 or 0.
 
-    >>> one = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    >>> nearest(torch.tensor([3.0, 4.0]).double(), one, torch.tensor([-2.0]).double())
-    tensor([-2.,  4.], dtype=torch.float64)
+    >>> nearest(torch.tensor([5.0]).double(), torch.ones(1, 1).double())
+    tensor([5.], dtype=torch.float64)
     """
-    over = slopes @ update - limits
     if not (over > 0).any():
-        return update
+        return torch.zeros_like(over)
+    from scipy.optimize import nnls  # half a second that runs without sieve need not wait
+
     size = over.abs().max()  # of length 1: small numbers would be within the solver's tolerance
-    gram = (slopes @ slopes.T).cpu().numpy()
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(gram.cpu().numpy())
     # |update - slopes^T l|² in terms of l >= 0, up to a constant: |R l - R^-T over|² with R^T R the Gram matrix
     factor = (vectors * np.sqrt(np.maximum(values, 1e-9 * values[-1]))).T
     weights, _ = nnls(factor, np.linalg.lstsq(factor.T, (over / size).cpu().numpy(), rcond=None)[0])
-    result: Tensor = update - size * (torch.from_numpy(weights).to(update) @ slopes)
+    result: Tensor = size * torch.from_numpy(weights)
     return result
-
-
-def balanced_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
-    """Cross-entropy in which every class present has the same weight."""
-    each = cross_entropy(logits, y, reduction="none")
-    counts = torch.bincount(y, minlength=logits.shape[1])[y]
-    mean: Tensor = (each / counts).sum() / len(torch.unique(y))
-    return mean

@@ -130,11 +130,11 @@ def combine(
     """
     total = float(weights.sum())
     stand_in = min(missing, total)
-    rows = (weights * limited.scale).to(x.dtype)
-    subsets = m.basis @ (weights @ limited.explained)
-    update = (rows @ x).double() + (subsets.to(x.dtype) @ references.subsets).double()
+    rows = (weights * limited.scale).to(x)
+    subsets = (m.basis @ (weights @ limited.explained)).to(x)
+    update = (rows @ x).double() + (subsets @ references.subsets).double()
     update -= float(weights @ limited.slope) * gradient.double()
     root = references.root.double()
-    root = root * min(1.0, limited.bound / max(float(root.norm()), 1e-300))
+    root = root * (limited.bound / root.norm().clamp(min=1e-300)).clamp(max=1)
     mean: Tensor = (update + stand_in * root) / max(total + stand_in, 1e-300)
     return mean

@@ -1,12 +1,21 @@
-"""The losses whose gradients updates are compared with; first of all minus the mean margin, linear in the logits."""
+"""The losses whose gradients updates are compared with; first of all minus the mean margin, linear in the logits.
 
-from collections.abc import Callable
+None of them waits for a number from a GPU or needs a tensor whose shape depends on one, so that a GPU may record them.
+"""
+
 from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
+
+from fedsieve.core.loss import Loss, recordable
+
+
+def members(y: Int[Tensor, " k"], like: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
+    """1 where the sample of the row is of the class of the column, else 0; of the type of the logits ``like``."""
+    return (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like)
 
 
 def margins(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, " c"]:
@@ -19,15 +28,14 @@ def margins(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor,
     >>> margins(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
     tensor([1., 1.])
     """
-    members = one_hot(y, logits.shape[1]).to(logits)
-    sizes = members.sum(dim=0)
-    means = (members / sizes.clamp(min=1)).T @ logits
-    present = sizes > 0
-    centred = means - means[present].mean(dim=0)
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    return centred.diagonal() * present
+    of_class = members(y, logits)
+    sizes = of_class.sum(dim=0)
+    present, shares = sizes > 0, of_class / sizes.clamp(min=1)
+    centred = (shares - shares.sum(dim=1, keepdim=True) / present.sum()).T @ logits
+    return (centred.diagonal() - centred.mean(dim=1)) * present
 
 
+@recordable
 def margin(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
     """Minus the mean margin over the classes present.
 
@@ -38,24 +46,34 @@ def margin(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, 
     >>> margin(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
     tensor(-1.)
     """
-    return -margins(logits, y)[torch.unique(y)].mean()
+    present = members(y, logits).amax(dim=0).sum()
+    return -margins(logits, y).sum() / present
 
 
 @cache
-def margin_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
+def margin_of(c: int) -> Loss:
     """The loss of one class: minus its margin. The same function for the same class, so that root data can cache."""
 
     def loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
         return -margins(logits, y)[c]
 
-    return loss
+    return recordable(loss)
 
 
 @cache
-def cross_entropy_of(c: int) -> Callable[[Tensor, Tensor], Tensor]:
+def cross_entropy_of(c: int) -> Loss:
     """The cross-entropy of the samples of one class."""
 
     def loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
-        return cross_entropy(logits[y == c], y[y == c])
+        own = y == c
+        return torch.where(own, cross_entropy(logits, y, reduction="none"), 0).sum() / own.sum()
 
-    return loss
+    return recordable(loss)
+
+
+@recordable
+def balanced_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """Cross-entropy in which every class present has the same weight."""
+    sizes = members(y, logits).sum(dim=0)
+    each = cross_entropy(logits, y, reduction="none") / sizes[y]
+    return each.sum() / (sizes > 0).sum()

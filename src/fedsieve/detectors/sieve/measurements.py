@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from fedsieve.core.linalg import column_blocks, row_norms
+from fedsieve.detectors.sieve.cosines import lengths_and_cosines
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
 _TINY = 1e-300
@@ -15,7 +15,7 @@ _ROUNDING = 1e-5  # share of the largest eigenvalue below which a direction of t
 
 @dataclass(frozen=True)
 class Measurements:
-    """The n updates of one round against reference updates of the same round.
+    """The n updates of one round against reference updates of the same round; on the CPU.
 
     The span is that of the reference subsets; ``explained`` and ``residual`` are the lengths of an update's projection
     onto it and of the rest. A held-out reference is projected onto the span of the subsets that share no sample with
@@ -62,7 +62,7 @@ class Measurements:
 
 
 def measure(x: Float[Tensor, "n p"], gradients: Float[Tensor, "2 p"], references: ReferenceUpdates) -> Measurements:
-    """Measure all clients; products of rows scaled to length 1, so that no finite update overflows.
+    """Measure all clients. Everything follows from lengths and cosines; the result is on the CPU.
 
     Args:
         x: The clients' updates, parameters only.
@@ -70,44 +70,83 @@ def measure(x: Float[Tensor, "n p"], gradients: Float[Tensor, "2 p"], references
         references: Reference updates of the same round.
     """
     n, h, r = len(x), len(references.held_out), len(references.subsets)
-    rows = torch.cat([x, gradients, references.held_out, references.subsets, references.by_class])
-    norms = row_norms(rows)
-    lengths = norms.clamp(min=_TINY)
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=x.device)
-    scale = lengths.reciprocal()
-    for block in column_blocks(rows):
-        units = (rows[:, block].double() * scale[:, None]).float()
-        gram += (units @ units.T).double()
-    own, steep, held, subset, classes = (
-        slice(start, start + size)
-        for start, size in zip((0, n, n + 2, n + 2 + h, n + 2 + h + r), (n, 2, h, r, len(rows)), strict=True)
-    )
-    products, inner = gram[:, subset], gram[subset, subset]
-    basis = _basis(inner)
-    coordinates, of_gradients = products[own] @ basis, products[steep] @ basis
+    lengths, cosines = lengths_and_cosines(x, torch.cat([gradients, references.held_out]), references.subsets)
+    own, steep, held, subset = slice(0, n), slice(n, n + 2), slice(n + 2, n + 2 + h), slice(n + 2 + h, n + 2 + h + r)
+    inner = cosines[subset, subset]
+    basis, held_explained = _project(inner, cosines[held, subset], references.others)
+    coordinates, of_gradients = cosines[own, subset] @ basis, cosines[steep, subset] @ basis
     explained = coordinates.norm(dim=1).clamp(max=1)
-    apart = [
-        (products[held][k, rest] @ _basis(inner[rest][:, rest])).norm().clamp(max=1)
-        for k, rest in enumerate(references.others)
-    ]
-    held_explained = torch.stack(apart) if apart else gram.new_zeros(0)
     size = lengths[own]
+    # the mean of a class's references, up to a factor
+    share = lengths[subset] / lengths[subset].max().clamp(min=_TINY)
+    means = (references.classes == torch.unique(references.classes)[:, None]) * share
+    mean_lengths = ((means @ inner) * means).sum(dim=1).clamp(min=0).sqrt()
+    of_means = (means @ cosines[subset, steep] / mean_lengths.clamp(min=_TINY)[:, None]).clamp(-1, 1)
     return Measurements(
-        length=norms[own],
+        length=size,
         explained=explained * size,
         residual=_rest(explained) * size,
         held_explained=held_explained * lengths[held],
         held_residual=_rest(held_explained) * lengths[held],
-        held_length=norms[held],
+        held_length=lengths[held],
         basis=torch.where(lengths[subset] > _TINY, 1 / lengths[subset], 0)[:, None] * basis,
         coordinates=coordinates * size[:, None],
-        inner=gram[own, own] * size[:, None] * size,
-        slopes=gram[own, steep] * size[:, None] * lengths[steep],
-        alignment=gram[own, steep],
-        class_alignment=gram[classes, steep],
-        gradient_lengths=norms[steep],
+        inner=cosines[own, own] * size[:, None] * size,
+        slopes=cosines[own, steep] * size[:, None] * lengths[steep],
+        alignment=cosines[own, steep],
+        class_alignment=of_means,
+        gradient_lengths=lengths[steep],
         gradient_coordinates=of_gradients * lengths[steep][:, None],
     )
+
+
+def _project(
+    gram: Float64[Tensor, "r r"], held: Float64[Tensor, "h r"], others: Bool[Tensor, "h r"]
+) -> tuple[Float64[Tensor, "r k"], Float64[Tensor, " h"]]:
+    """Orthonormal vectors of the span of r unit vectors, and how much of each held-out unit vector is in its span.
+
+    Args:
+        gram: Inner products of the r vectors.
+        held: The held-out vectors' inner products with them.
+        others: Which of the r vectors a held-out one is projected onto.
+
+    Returns:
+        Coefficients of the vectors of the span, and lengths of the held-out vectors' projections.
+    """
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if not failed and len(held):
+        vectors = torch.linalg.solve_triangular(factor, torch.eye(len(gram)).double(), upper=False).T
+        inverse = vectors @ vectors.T
+        # the largest eigenvalue is at most the largest row sum, 1 over the least at most the inverse's Frobenius norm
+        if _ROUNDING * gram.abs().sum(dim=1).max() * inverse.norm() < 1:
+            return vectors, _without(inverse, held, ~others)
+    lengths = [(row[rest] @ _basis(gram[rest][:, rest])).norm() for row, rest in zip(held, others, strict=True)]
+    return _basis(gram), torch.stack(lengths).clamp(max=1) if lengths else gram.new_zeros(0)
+
+
+def _without(
+    inverse: Float64[Tensor, "r r"], held: Float64[Tensor, "h r"], left_out: Bool[Tensor, "h r"]
+) -> Float64[Tensor, " h"]:
+    """Lengths of unit vectors' projections onto the spans of independent vectors without some of them.
+
+    As with the squares that a regression explains without some of its regressors: leaving these out costs
+    ``c' B⁻¹ c``, with their coefficients c and their block B of the inverse Gram matrix.
+
+    Args:
+        inverse: The inverse of the Gram matrix of the r vectors.
+        held: Inner products of h unit vectors with them.
+        left_out: Which are left out, for each of the h.
+    """
+    coefficients = held @ inverse
+    most = int(left_out.sum(dim=1).max())
+    rows = left_out.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # and some others where fewer are
+    really = left_out.gather(1, rows)
+    both = really[:, :, None] & really[:, None, :]
+    blocks = torch.where(both, inverse[rows[:, :, None], rows[:, None, :]], torch.eye(most).double())
+    own = coefficients.gather(1, rows) * really
+    cost = (own * torch.linalg.solve(blocks, own[:, :, None])[:, :, 0]).sum(dim=1)
+    squares: Tensor = (held * coefficients).sum(dim=1) - cost
+    return squares.clamp(0, 1).sqrt()
 
 
 def _rest(explained: Float64[Tensor, " k"]) -> Float64[Tensor, " k"]:

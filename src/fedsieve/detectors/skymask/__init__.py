@@ -30,8 +30,9 @@ components. (10) An update with which the mean of all models overflows is reject
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from fedsieve.core.defense import Detection, LossName, ServerView, Updates
+from fedsieve.core.defense import Detection, ServerView, Updates
 from fedsieve.core.errors import MissingDataError
+from fedsieve.core.loss import LossName
 from fedsieve.core.traits import Traits
 from fedsieve.detectors.skymask.clusters import Clusters
 from fedsieve.detectors.skymask.recipe import Preset, Recipe, Reduction

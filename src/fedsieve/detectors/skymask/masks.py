@@ -5,16 +5,24 @@ W~ = sum_i s(m_i) W_i / sum_i s(m_i) with s the sigmoid, and only the masks lear
 of W~.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fedsieve.core.defense import LossName, Root
+from fedsieve.core.defense import Root
 from fedsieve.core.layout import Layout
 from fedsieve.core.linalg import column_blocks
+from fedsieve.core.loss import LossName
+from fedsieve.detectors.skymask.fused import fused_step, is_fused
 
 # The published code looks at the loss once, after this step, and stops there if it fell by less than this.
 CODE_STOPS_AFTER, CODE_MIN_GAIN = 11, 1e-2
+_ASKED_EVERY = 10
 
 
 def masked_mean(x: Float[Tensor, "n d"], masks: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
@@ -41,7 +49,15 @@ def mask_gradient(
 
 
 def train_masks(
-    candidates: Float[Tensor, "n d"],
+    candidates: Float[Tensor, "n d"], global_params: Float[Tensor, " d"], root: Root, **settings: Any
+) -> tuple[Float[Tensor, "n d"], int]:
+    """:func:`train_blocks` of one matrix, with the masks in one piece, [n, d]."""
+    masks, steps = train_blocks([candidates], global_params, root, **settings)
+    return torch.cat(masks, dim=1), steps
+
+
+def train_blocks(
+    candidates: Sequence[Float[Tensor, "_ d"]],
     global_params: Float[Tensor, " d"],
     root: Root,
     *,
@@ -52,15 +68,17 @@ def train_masks(
     loss: LossName = "cross-entropy",
     summed: bool = False,
     early_stop: bool = False,
-) -> tuple[Float[Tensor, "n d"], int]:
+) -> tuple[list[Float[Tensor, "n _"]], int]:
     """Train one mask per candidate.
 
     Works on updates instead of models: the masks' weights sum to 1, so W~ = global_params + masked mean of the
     updates, without the rounding that adding and subtracting the global model would bring. Each step is one backward
-    pass through the model and one pass over the two matrices, in blocks of columns that stay in the cache.
+    pass through the model and one pass over updates and masks, in blocks of columns that stay in a CPU's cache and are
+    contiguous, which is a quarter faster. With :func:`fused_step`, it is noted on the GPU that training has ended, and
+    further steps change nothing: the CPU waits for an answer only every tenth step.
 
     Args:
-        candidates: Updates, one row per mask.
+        candidates: Updates, one row per mask, in one or more matrices.
         global_params: The model they are relative to.
         root: Gives the gradient of the root loss.
         learning_rate: γ in equation 4.
@@ -72,37 +90,101 @@ def train_masks(
         early_stop: Stop after step 11 if the loss fell by less than 0.01 in the first ten, as the published code does.
 
     Returns:
-        The masks before the sigmoid, [n, d], and the number of steps taken.
+        The masks before the sigmoid, in blocks of columns, and the number of steps taken. Training ends where the root
+        gradient is not finite; after 0 steps if it is not even at the mean of the candidates.
     """
-    masks = torch.ones_like(candidates)
-    blocks = list(column_blocks(candidates))
-    mean = candidates.mean(dim=0)  # equal masks: the plain mean
-    total = torch.full_like(mean, len(candidates)) * mean.new_ones(()).sigmoid()
+    fused, n, device = is_fused(candidates[0]), sum(map(len, candidates)), global_params.device
+    blocks = [slice(0, len(global_params))] if fused else list(column_blocks(candidates[0]))
+    updates, masks = blank(n, blocks, global_params), blank(n, blocks, global_params)
+    gates = [] if fused else blank(n, blocks, global_params)
+    for block, x, m in zip(blocks, updates, masks, strict=True):
+        torch.cat([rows[:, block] for rows in candidates], out=x)
+        m.fill_(1)
+    for m, g in zip(masks, gates, strict=False):
+        torch.sigmoid(m, out=g)
+    mean = torch.cat([x.mean(dim=0) for x in updates])  # equal masks: the plain mean
+    total = torch.full_like(mean, n) * mean.new_ones(()).sigmoid()
+    scratch = mean.new_empty(0 if fused else updates[0].numel())
     factor = len(root.data[1]) if summed else 1
+    how: dict[str, float] = {"learning_rate": learning_rate, "clip": math.inf if clip is None else clip}
+    active, steps = torch.ones((), dtype=torch.bool, device=device), torch.zeros((), dtype=torch.long, device=device)
     first = None
     for step in range(1, max_steps + 1):
         value, outer = root.gradient(global_params + mean, loss)
         if summed:
             value, outer = value * factor, outer * factor
-        first = value if first is None else first
-        if not torch.isfinite(outer).all():  # nothing to learn from; the masks stay as they are
+        first = value.clone() if first is None else first
+        active = active & (torch.linalg.vector_norm(outer, torch.inf) < torch.inf)  # else there is nothing to learn
+        steps += active
+        if fused:
+            moved = fused_step(updates[0], masks[0], mean, total, outer, active, tolerance=tolerance, **how)
+            active = active & moved
+        elif active:
+            found = False  # one gate that moves is enough
+            for block, x, m, g in zip(blocks, updates, masks, gates, strict=True):
+                asked = None if found else tolerance
+                found = plain_step(x, m, g, mean[block], total[block], outer[block], scratch, tolerance=asked, **how)
+            active.fill_(found)
+        if early_stop and step == CODE_STOPS_AFTER:
+            active = active & ~(first - value < CODE_MIN_GAIN)
+        if (not fused or step % _ASKED_EVERY == 0) and not active:
             break
-        moved = torch.zeros((), device=masks.device, dtype=masks.dtype)
-        for block in blocks:
-            # the same as mask_gradient and masked_mean, in place: a third of the memory traffic
-            x, m = candidates[:, block], masks[:, block]
-            gates = m.sigmoid()
-            gradient = (x - mean[block]).mul_(outer[block] / total[block])
-            gradient = torch.ops.aten.sigmoid_backward(gradient, gates)
-            if clip is not None:
-                gradient = gradient.clamp_(-clip, clip)
-            new_gates = m.sub_(gradient, alpha=learning_rate).sigmoid()
-            moved = torch.maximum(moved, gates.sub_(new_gates).abs_().max())
-            total[block] = new_gates.sum(dim=0)
-            mean[block] = new_gates.mul_(x).sum(dim=0) / total[block]
-        if moved <= tolerance or (early_stop and step == CODE_STOPS_AFTER and first - value < CODE_MIN_GAIN):
-            break
-    return masks, step
+    return masks, int(steps)
+
+
+def blank(n: int, blocks: Sequence[slice], like: Float[Tensor, " d"]) -> list[Float[Tensor, "n _"]]:
+    """A matrix in blocks of columns, each contiguous; not filled.
+
+    On a CPU it is numpy's memory: numpy asks for huge pages, with which mask training takes a sixth less time.
+    """
+    size, on_cpu = n * len(like), like.device.type == "cpu"
+    flat = torch.from_numpy(np.empty(size, like.numpy().dtype)) if on_cpu else like.new_empty(size)
+    return [flat[n * block.start : n * block.stop].view(n, -1) for block in blocks]
+
+
+def plain_step(
+    x: Float[Tensor, "n d"],
+    masks: Float[Tensor, "n d"],
+    gates: Float[Tensor, "n d"],
+    mean: Float[Tensor, " d"],
+    total: Float[Tensor, " d"],
+    outer: Float[Tensor, " d"],
+    scratch: Float[Tensor, " m"],
+    *,
+    learning_rate: float,
+    clip: float,
+    tolerance: float | None,
+) -> bool:
+    """A step of gradient descent for some columns, in place: :func:`mask_gradient`, then :func:`masked_mean`.
+
+    Args:
+        x: Updates.
+        masks: Masks.
+        gates: Their sigmoids: to read and write them takes less time than to compute them again.
+        mean: Masked mean of the updates.
+        total: Sums of the gates.
+        outer: Gradient of the loss at the mean.
+        scratch: Memory for a matrix like the updates: new memory for each block may take longer than its step.
+        learning_rate: As in :func:`train_blocks`.
+        clip: As there; infinite for none.
+        tolerance: As there; None where nobody asks if a gate moved.
+
+    Returns:
+        Whether a gate moved by more than the tolerance; True where nobody asks.
+    """
+    work = scratch[: x.numel()].view(x.shape)
+    torch.sub(x, mean, out=work).mul_(outer / total)
+    torch.ops.aten.sigmoid_backward.grad_input(work, gates, grad_input=work)
+    if clip < math.inf:
+        work.clamp_(-clip, clip)
+    masks.sub_(work, alpha=learning_rate)
+    before = None if tolerance is None else gates.clone()
+    torch.sigmoid(masks, out=gates)
+    torch.sum(gates, dim=0, out=total)
+    torch.sum(torch.mul(gates, x, out=work), dim=0, out=mean).div_(total)
+    if before is None or tolerance is None:
+        return True
+    return not bool(before.sub_(gates).abs_().max() <= tolerance)
 
 
 def rows_without_overflow(

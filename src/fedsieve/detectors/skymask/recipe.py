@@ -10,14 +10,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from fedsieve.core.clustering import one_blas_thread
-from fedsieve.core.defense import Detection, Diagnosis, LossName, Root, ServerView, Updates
+from fedsieve.core.defense import Detection, Diagnosis, Root, ServerView, Updates
 from fedsieve.core.errors import ParameterError
-from fedsieve.detectors.skymask.clusters import Clusters, principal_components, two_clusters
+from fedsieve.core.loss import LossName
+from fedsieve.detectors.skymask.clusters import Clusters, kept_shares, principal_components, two_clusters
 from fedsieve.detectors.skymask.masks import (
     CODE_STOPS_AFTER,
     first_coordinates,
     rows_without_overflow,
-    train_masks,
+    train_blocks,
 )
 
 Preset = Literal["paper", "code"]
@@ -151,14 +152,29 @@ class Recipe:
             root: The root data.
             extra: The root model's update as one row, or no row.
         """
-        layers = updates.layout.layers
-        x = self._as_masked(updates.matrix, updates)
-        rows = rows_without_overflow(x, view.global_params, root)
-        candidates = torch.cat([x if rows.all() else x[rows], self._as_masked(extra, updates)])
-        if not len(candidates):
-            return Clustered(rows, np.zeros((0, 2)), x.new_zeros(0, len(layers)), None)
-        masks, _ = train_masks(
-            candidates,
+        layers, x = updates.layout.layers, self._as_masked(updates.matrix, updates)
+        extra = self._as_masked(extra, updates)
+        rows = torch.ones(len(x), dtype=torch.bool)
+        masks, steps = self._trained(x, extra, view, root)
+        if not steps:  # the model overflows with the mean of all
+            rows = rows_without_overflow(x, view.global_params, root).cpu()
+            if not rows.any() and not len(extra):
+                return Clustered(rows, np.zeros((0, 2)), x.new_zeros(0, len(layers)), None)
+            masks, _ = self._trained(x[rows], extra, view, root)
+        threshold = float(np.log(self.tau / (1 - self.tau)))  # sigmoid(m) > tau
+        binary = torch.cat([block > threshold for block in masks], dim=1)
+        kept = kept_shares(binary, layers)
+        with one_blas_thread():
+            points = principal_components(binary, self.n_components)
+            labels = two_clusters(points, self.clusters, view.generator, self.gap_references)
+            return Clustered(rows, points, kept.to(x.dtype), labels)
+
+    def _trained(
+        self, x: Float[Tensor, "n d"], extra: Float[Tensor, "e d"], view: ServerView, root: Root
+    ) -> tuple[list[Float[Tensor, "k _"]], int]:
+        """Masks of the clients and of the root model, if any, in blocks of columns, and the number of steps."""
+        return train_blocks(
+            [x, extra],
             view.global_params,
             root,
             learning_rate=self.mask_learning_rate,
@@ -169,12 +185,6 @@ class Recipe:
             summed=self.reduction == "sum",
             early_stop=self.early_stop,
         )
-        binary = masks > float(np.log(self.tau / (1 - self.tau)))  # sigmoid(m) > tau
-        kept = torch.stack([binary[:, s.start : s.stop].sum(dim=1) / (s.stop - s.start) for s in layers], dim=1)
-        with one_blas_thread():
-            points = principal_components(binary, self.n_components)
-            labels = two_clusters(points, self.clusters, view.generator, self.gap_references)
-            return Clustered(rows, points, kept.to(x.dtype), labels)
 
     def _as_masked(self, x: Float[Tensor, "n d"], updates: Updates) -> Float[Tensor, "n d"]:
         """The updates as the masked models contain them: sliced and scaled."""

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsieve.core.defense import Detection, LossName, ServerView, Updates
+from fedsieve.core.defense import Detection, ServerView, Updates
 from fedsieve.core.errors import MissingDataError
+from fedsieve.core.loss import LossName
 from fedsieve.core.traits import Traits
 from fedsieve.detectors.skymask.clusters import Clusters
 from fedsieve.detectors.skymask.recipe import Preset, Recipe, Reduction

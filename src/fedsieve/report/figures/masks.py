@@ -1,6 +1,5 @@
 """What a detector's diagnosis shows: coordinates of clients, and what masks keep of each layer."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def mask_scatter(runs: Lines, path: Path) -> None:
-    """Principal components of the clients' masks in the last round, one panel per pair of keys.
+    """Principal components of the clients' masks in the last round that has them, one panel per pair of keys.
 
     The first panel of each row shows those of the updates themselves, as the first defense of the row received them,
     if its records have them.
@@ -48,7 +47,7 @@ def mask_scatter(runs: Lines, path: Path) -> None:
                 _clients(panel, firsts[heading], seen.updates, decisions=False)
         elif name in last[heading]:
             seen = last[heading][name].diagnosis
-            if seen is None:
+            if seen is None or not seen.coordinates:
                 raise FedSieveError(f"{path.name}: the records of {heading}, {name} have no coordinates of masks")
             _clients(panel, last[heading][name], seen.coordinates)
             if seen.root is not None:
@@ -59,8 +58,13 @@ def mask_scatter(runs: Lines, path: Path) -> None:
 
 
 def _last(records: Rounds) -> RoundRecord:
-    (record,) = deque(records, maxlen=1)
-    return record
+    """The last round with coordinates; without one, the first round."""
+    found: RoundRecord | None = None
+    for last in records:
+        if found is None or (last.diagnosis and last.diagnosis.coordinates):
+            found = last
+    assert found is not None
+    return found
 
 
 def _clients(
@@ -97,8 +101,9 @@ def _clients(
 def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
     """The share of each layer that masks keep, of benign and of malicious clients.
 
-    One panel per key; a bar from the smallest to the largest client, each a mean over the second half of the rounds,
-    and a marker at the mean over clients. A client under a new id counts as another one.
+    One panel per key; a bar from the smallest to the largest client, each a mean over those of the second half of the
+    rounds that have masks, or the last round that has them, and a marker at the mean over clients. A client under a new
+    id counts as another one.
 
     Raises:
         FedSieveError: If a run's records have no shares.
@@ -128,7 +133,7 @@ def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
 
 
 def _kept(records: Rounds) -> tuple[tuple[str, ...], list[tuple[bool, int, float, int]]]:
-    """Names of the layers, and over the second half of the rounds what the masks of each client keep of each.
+    """Names of the layers, and what the masks of each client keep of each, over the rounds of :func:`layers_kept`.
 
     Returns:
         The names, none without masks; and for each client and layer: whether the client is malicious, the layer, the
@@ -136,10 +141,13 @@ def _kept(records: Rounds) -> tuple[tuple[str, ...], list[tuple[bool, int, float
     """
     layers: tuple[str, ...] = ()
     shares: dict[tuple[bool, int, int], tuple[float, int]] = {}
+    before, half = -1, len(records) // 2
     for k, record in enumerate(records):
-        if (seen := record.diagnosis) is None or k < len(records) // 2:
+        if (seen := record.diagnosis) is None or not seen.kept:
             continue
-        layers = seen.layers
+        if before < half:
+            shares = {}
+        layers, before = seen.layers, k
         for client, kept in zip(record.clients, seen.kept, strict=True):
             for layer, value in enumerate(kept):
                 if value is not None:

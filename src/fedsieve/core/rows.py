@@ -1,0 +1,21 @@
+"""Rows of two matrices as one."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def both(first: Float[Tensor, "m d"], second: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
+    """The rows of both, one after the other; a view where they are neighbours in one matrix.
+
+    >>> rows = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> both(rows[:1], rows[1:]).data_ptr() == rows.data_ptr(), both(rows[1:], rows[:1])
+    (True, tensor([[2.],
+            [3.],
+            [1.]]))
+    """
+    (m, d), whole = first.shape, first._base
+    follows = second.storage_offset() == first.storage_offset() + m * d
+    if follows and whole is not None and whole is second._base and first.is_contiguous() and second.is_contiguous():
+        return whole.as_strided((m + len(second), d), (d, 1), first.storage_offset())
+    return torch.cat([first, second])
