@@ -41,7 +41,7 @@ def close(a: Any, b: Any) -> None:
 
 @pytest.fixture(params=["grouped", "matrices"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_FEW_CHANNELS", 10_000 if request.param == "grouped" else 0)
+    monkeypatch.setattr(convolution, "_stays_grouped", lambda *channels: request.param == "grouped")
 
 
 @pytest.mark.usefixtures("way")

@@ -117,6 +117,7 @@ class Trainer:
     seed: int
     vectorize: bool | None = None
     _gpu_chunk: int | None = field(default=None, init=False, repr=False)
+    _ahead: dict[tuple[int, int, int], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def updates(
         self,
@@ -134,8 +135,8 @@ class Trainer:
             personal: By client id, the values of the BatchNorm coordinates from which it starts, instead of those of
                 ``params``.
         """
-        ids = list(clients)
-        plans = [self.settings.batches(len(clients[i].y), stream(self.seed, "batches", round, i)) for i in ids]
+        ids, data = list(clients), [clients[i] for i in clients]
+        plans = [self._plan(i, len(own.y), round) for i, own in zip(ids, data, strict=True)]
         result = params.new_empty(len(ids), len(params))  # memory that is not touched costs nothing
         # clients with equal batch sizes side by side, so that a chunk needs few separate computations
         order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
@@ -152,17 +153,27 @@ class Trainer:
             try:
                 # for what is drawn where nothing should be, in a computation of several clients
                 with seeded(self._draws(members[0], round, 0), params.device):
-                    local = self._train(begin, [clients[i] for i in members], [plans[k] for k in rows], members, round)
+                    local = self._train(begin, [data[k] for k in rows], [plans[k] for k in rows], members, round)
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
                 self._gpu_chunk = len(rows) // 2
                 continue
-            if len(rows) == len(ids) and rows == list(range(len(ids))):
-                return local.sub_(params)  # no copy
-            result[rows] = local.sub_(params)
+            if rows == list(range(len(ids))):
+                result = local.sub_(params)  # no copy
+            else:
+                result[rows] = local.sub_(params)
             start += len(rows)
+        if params.device.type == "cuda":  # which computes while the CPU draws the batches that are probably next
+            self._ahead.clear()
+            for i, own in zip(ids, data, strict=True):
+                self._ahead[round + 1, i, len(own.y)] = self._plan(i, len(own.y), round + 1)
         return result
+
+    def _plan(self, client: int, n_samples: int, round: int) -> list[Int[Tensor, " _"]]:
+        """The batches of one client in one round."""
+        ahead = self._ahead.pop((round, client, n_samples), None)
+        return ahead or self.settings.batches(n_samples, stream(self.seed, "batches", round, client))
 
     def _chunk(self, params: Float[Tensor, " d"], n: int) -> int:
         """Clients per chunk."""

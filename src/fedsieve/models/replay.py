@@ -98,7 +98,7 @@ class Replays:
                 if random_states(device) != before:
                     return None  # a replay would not draw again
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool):
+                with torch.cuda.graph(graph, pool=self._pool, stream=side):
                     outputs = tuple(t.detach() for t in work(*own))
         except Exception:  # a wait, or no memory: the call itself says what is wrong, if anything is
             torch.cuda.set_sync_debug_mode(asked)
