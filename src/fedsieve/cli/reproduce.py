@@ -159,9 +159,10 @@ def _print_forecast(cells: "list[Outlook]", device: str, jobs: int, threads: int
         seeds = ", ".join(str(other.seed) for other in cell.experiments)
         left = "" if not cell.left else "?" if cell.seconds is None else duration(cell.left * cell.seconds)
         memory = "" if not cell.left else "?" if cell.memory is None else f"{cell.memory / 1e9:.1f} GB"
+        source = cell.source.partition(":")[0]  # why it is not known is said below
         row = cell.row if cell.shown else f"{cell.row} (not shown)"
         labels = [Text(printable(label)) for label in (cell.group, row, cell.column)]
-        numbers = [seeds, f"{e.rounds:,}", f"{e.clients_per_round:,}", cell.state, left, cell.source, memory]
+        numbers = [seeds, f"{e.rounds:,}", f"{e.clients_per_round:,}", cell.state, left, source, memory]
         table.add_row(*labels, *(Text(printable(text)) for text in numbers))
     out.print(table)
     waiting = [cell for cell in cells if cell.left]

@@ -5,6 +5,7 @@ does several times with tensors of the same shapes is therefore recorded. A repl
 results are those of the call that was recorded.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ class Replays:
         before, asked = random_states(device), torch.cuda.get_sync_debug_mode()
         try:
             with unseeded():
-                torch.cuda.set_sync_debug_mode("error")  # what waits for the device can't be recorded
+                with warnings.catch_warnings(action="ignore"):  # it is a prototype, says torch
+                    torch.cuda.set_sync_debug_mode("error")  # what waits for the device can't be recorded
                 with torch.cuda.stream(side):  # libraries set themselves up in the first call on a stream
                     work(*own)
                 torch.cuda.current_stream(device).wait_stream(side)
