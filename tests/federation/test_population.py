@@ -89,7 +89,7 @@ class TestMadeWhenAsked:
 
     @pytest.mark.parametrize(("clients", "made"), [(3, [1, 2, 5, 1]), (10, [1, 2, 5]), (0, [0, 1, 2, 0, 5, 1])])
     def test_keeps_those_used_last(self, clients: int, made: list[int]) -> None:
-        data, asked = self.made(clients * (408 + 1024))
+        data, asked = self.made(clients * (408 + 4096))
         for client in (0, 1, 2, 0, 5, 1):  # with room for three, 5 displaces 1 and not 0, which was used after it
             assert int(data[client].y) == client
         assert asked == made

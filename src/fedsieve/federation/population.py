@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsieve.data.parts import Parts, Split
 from fedsieve.federation.clients import ClientData
 
-_OVERHEAD = 1024  # bytes of a client's two tensors, however few samples they hold
+_OVERHEAD = 4096  # bytes of a client's two tensors, about, however few samples they hold
 
 
 class Members:

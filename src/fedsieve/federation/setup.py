@@ -126,9 +126,7 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
         clean=clean,
         examples=tuple(examples),
         root=root,
-        attacker_root=_sample(
-            [clean[i] for i in first], root, len(root_rows) or DEFAULT_SIZE, stream(e.seed, "attacker root")
-        ),
+        attacker_root=_sample([(i, len(parts[i])) for i in first], clean, root, len(root_rows) or DEFAULT_SIZE, e.seed),
         test=ClientData(data.x_test.to(device), data.y_test.to(device)),
         triggered=shown,
         reading=_reading(e, data, len(root_rows), _use(data, parts, changed, len(root_rows)), odd, shown),
@@ -219,9 +217,23 @@ def _reading(
     return ", ".join(said)
 
 
-def _sample(parts: list[ClientData], like: ClientData, size: int, generator: torch.Generator) -> ClientData:
-    """A sample of ``size`` of ``parts``, pooled, or all of them if there are fewer; of none, empty as ``like``."""
-    x = torch.cat([part.x for part in parts] or [like.x[:0]])
-    y = torch.cat([part.y for part in parts] or [like.y[:0]])
-    rows = torch.randperm(len(y), generator=generator)[:size].to(y.device)
-    return ClientData(x[rows], y[rows])
+def _sample(
+    holders: Sequence[tuple[int, int]], data: Mapping[int, ClientData], like: ClientData, size: int, seed: int
+) -> ClientData:
+    """A sample of ``size`` of the holders' data, pooled, or all of them if there are fewer; of none, empty as ``like``.
+
+    Args:
+        holders: Clients, each with its number of samples.
+        data: Their data: only those that are drawn are looked at, since there may be hundreds of thousands.
+        like: What the samples are like.
+        size: Number of samples.
+        seed: Of the experiment.
+    """
+    ends = torch.tensor([0, *(n for _, n in holders)]).cumsum(0)
+    drawn = torch.randperm(int(ends[-1]), generator=stream(seed, "attacker root"))[:size]
+    places = torch.searchsorted(ends, drawn, right=True) - 1
+    found = [
+        (data[holders[k][0]], row) for k, row in zip(places.tolist(), (drawn - ends[places]).tolist(), strict=True)
+    ]
+    x = torch.cat([like.x[:0], *(own.x[row : row + 1] for own, row in found)])
+    return ClientData(x, torch.cat([like.y[:0], *(own.y[row : row + 1] for own, row in found)]))
