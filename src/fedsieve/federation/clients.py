@@ -172,6 +172,8 @@ class Trainer:
 
     def _plan(self, client: int, n_samples: int, round: int) -> list[Int[Tensor, " _"]]:
         """The batches of one client in one round."""
+        if n_samples == 1:  # as most reference updates have: nothing is drawn
+            return [torch.zeros(1, dtype=torch.long)] * (self.settings.epochs or self.settings.steps)
         ahead = self._ahead.pop((round, client, n_samples), None)
         return ahead or self.settings.batches(n_samples, stream(self.seed, "batches", round, client))
 
@@ -194,8 +196,7 @@ class Trainer:
 
     def shares(self, device: torch.device) -> bool:
         """Whether clients with few samples are trained in one pass as long as they have the same model."""
-        cpu = device.type == "cpu" and self.vectorize is None
-        return cpu and self.model.convolves and self.model.is_sample_wise
+        return device.type == "cpu" and self.vectorize is None and self.model.convolves and self.model.is_sample_wise
 
     def _train(
         self,
@@ -259,8 +260,7 @@ class Trainer:
             except ParameterError as error:
                 who = f"client {client}" if client >= 0 else "the root data"
                 raise ParameterError(f"{error}, of {who} in round {round}") from error
-        gradients, moved = zip(*rows, strict=True)
-        return torch.stack(gradients), torch.stack(moved)
+        return torch.stack([gradient for gradient, _ in rows]), torch.stack([moved for _, moved in rows])
 
     def together(
         self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"]
