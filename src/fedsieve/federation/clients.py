@@ -218,8 +218,7 @@ class Trainer:
                     by_size[len(plan[step])].append(k)
             for members in by_size.values():
                 x, y = data.take(members, [plans[k][step] for k in members])
-                # a slice copies nothing, and no index has to reach a GPU
-                rows = slice(members[0], members[-1] + 1) if members[-1] - members[0] < len(members) else members
+                rows = slice(None) if len(members) == len(clients) else members  # a slice copies nothing
                 at = local[rows]
                 if step == 0 and len(members) > 1 and x.shape[1] <= _FEW_SAMPLES and self.shares(x.device):
                     at = at[:1].expand_as(at)  # the model that all start from
