@@ -1,5 +1,6 @@
 """Scalars for TensorBoard. Needs tensorboard (``pip install fedsieve[tensorboard]``)."""
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,16 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise FedSieveError("--tensorboard needs tensorboard: pip install fedsieve[tensorboard]") from error
-        self._open = partial(SummaryWriter, str(directory / "tensorboard"))
+        self._folder = directory / "tensorboard"
+        self._open = partial(SummaryWriter, str(self._folder))
         self._writer: Any = None
 
     def show(self, record: RoundRecord) -> None:
         """Write one round; the first call hides what an earlier run wrote for this round and later ones."""
         if self._writer is None:
+            # files are read by name, which starts with the second they were made in: an earlier run's must come first
+            while any(f".tfevents.{int(time.time()):010d}." in path.name for path in self._folder.glob("events.*")):
+                time.sleep(0.05)
             self._writer = self._open(purge_step=record.round)
         for name, field in _SCALARS.items():
             if (value := getattr(record, field)) is not None:
