@@ -252,10 +252,9 @@ class Trainer:
                 pass  # whatever is wrong with the model itself is said below
         rows = []
         for flat, xi, yi, client in zip(local, x, y, ids, strict=True):
-            loss, seed = LOSSES[self.settings.loss], self._draws(client, round, step)
+            how = LOSSES[self.settings.loss], self._draws(client, round, step), self.settings.precision
             try:
-                with computed_in(self.settings.precision, local.device):
-                    rows.append(self.model.gradient_and_statistics(flat, xi, yi, loss, seed))
+                rows.append(self.model.gradient_and_statistics(flat, xi, yi, *how))
             except ParameterError as error:
                 who = f"client {client}" if client >= 0 else "the root data"
                 raise ParameterError(f"{error}, of {who} in round {round}") from error

@@ -10,7 +10,6 @@ from fedsieve.core import metrics
 from fedsieve.core.attack import Triggered
 from fedsieve.federation.clients import ClientData
 from fedsieve.models.flat import FlatModel
-from fedsieve.models.precision import computed_in
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ def _classified(
     right, loss = [y_all[:0].bool()], torch.zeros((), dtype=torch.float64, device=params.device)
     for x, y in zip(torch.split(x_all, size), torch.split(y_all, size), strict=True):
         if len(y):
-            with computed_in("float32", params.device):
-                logits = model.logits(params, x)
+            logits = model.logits(params, x)
             right.append(metrics.correct(logits, y))
             loss += metrics.total_loss(logits, y)
     return torch.cat(right), loss

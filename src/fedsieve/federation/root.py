@@ -14,7 +14,6 @@ from fedsieve.core.seeding import stream
 from fedsieve.federation.clients import ClientData, Trainer
 from fedsieve.models.flat import FlatModel
 from fedsieve.models.losses import LOSSES
-from fedsieve.models.precision import computed_in
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class RootClient:
         (chosen,), model = _functions([loss]), self.trainer.model
 
         def work(flats: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-            with computed_in("float32", flats.device):
-                return (model.losses(flats, x, y, chosen, self._draws),)
+            return (model.losses(flats, x, y, chosen, self._draws),)
 
         if not is_recordable(chosen):
             return work(flats, *self.data)[0]
@@ -100,8 +98,7 @@ class RootClient:
         model = self.trainer.model
 
         def work(flat: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            with computed_in("float32", flat.device):
-                return model.gradients(flat, x, y, losses, self._draws)
+            return model.gradients(flat, x, y, losses, self._draws)
 
         if not all(map(is_recordable, losses)):
             return work(flat, *self.data)
@@ -129,10 +126,8 @@ class RootClient:
 
     def train(self, datasets: Sequence[tuple[Tensor, Int[Tensor, " _"]]], /) -> Float[Tensor, "k d"]:
         """One update per dataset, trained with the random numbers of client -1 - k for dataset k."""
-        sizes, given = (
-            [tuple(x.shape) for x, _ in datasets],
-            [torch.cat(parts) for parts in zip(*datasets, strict=True)],
-        )
+        sizes = [tuple(x.shape) for x, _ in datasets]
+        given = [torch.cat(parts) for parts in zip(*datasets, strict=True)]
         for known, before, found in self._last:
             if known == sizes and all(torch.equal(a, b) for a, b in zip(before, given, strict=True)):
                 return found.clone()
@@ -155,5 +150,4 @@ class RunnableModel:
 
     def logits(self, flat: Float[Tensor, " d"], x: Tensor, /) -> Float[Tensor, "k c"]:
         """Outputs of the model ``flat``; BatchNorm normalises with its running statistics."""
-        with computed_in("float32", x.device):
-            return self.model.logits(flat, x)
+        return self.model.logits(flat, x)

@@ -31,6 +31,7 @@ from fedsieve.core.loss import Loss
 from fedsieve.models.forward import channels_last, copied, logits_of, reason, seeded, tensors_of, tied, unfit, untouched
 from fedsieve.models.losses import LOSSES
 from fedsieve.models.normalisation import NORMS, prepare
+from fedsieve.models.precision import Precision, computed_in
 from fedsieve.models.replay import Replays
 
 T = TypeVar("T")
@@ -119,10 +120,7 @@ class FlatModel:
 
         Args:
             flat: The model, [d].
-            x: Samples [k, *input_shape].
-
-        Raises:
-            ParameterError: If the module fails on them.
+            x: Samples [k, *input_shape]; :class:`ParameterError` if the module fails on them.
         """
 
         def work() -> Tensor:
@@ -154,12 +152,18 @@ class FlatModel:
         return output, {name: after[name].detach() for name in moved}
 
     def gradient_and_statistics(
-        self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = _USUAL, seed: int = 0
+        self,
+        flat: Float[Tensor, " d"],
+        x: Tensor,
+        y: Int[Tensor, " k"],
+        loss: Loss = _USUAL,
+        seed: int = 0,
+        precision: Precision = "float32",
     ) -> tuple[Float[Tensor, " p"], Float[Tensor, " r"]]:
         """Gradient of the training loss, and the running statistics after this batch."""
         work = partial(self._backward, flat, x, y, lambda logits, y: [loss(logits, y)])
         with torch.enable_grad():
-            _, gradients, statistics = self._run(work, x, seed, "train on")
+            _, gradients, statistics = self._run(work, x, seed, "train on", precision)
         return gradients[0], torch.cat([flat.new_empty(0), *(t.reshape(-1) for t in statistics.values())])
 
     def gradient(
@@ -191,12 +195,13 @@ class FlatModel:
         self, flats: Float[Tensor, "m d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = _USUAL, seed: int = 0
     ) -> Float[Tensor, " m"]:
         """A training loss of one batch under each of several models, without gradient."""
-        each = []
-        with torch.no_grad():
-            for model in map(self.tensors, flats):  # every model draws the same numbers
-                work = partial(self._trained, *self.split(model), self.arrange(x))
-                each.append(loss(self._run(work, x, seed, "train on")[0], y))
-        return torch.stack(each)
+
+        def one(*given: Any) -> Tensor:
+            return loss(self._trained(*given)[0], y)
+
+        with torch.no_grad():  # every model draws the same numbers
+            works = [partial(one, *self.split(self.tensors(flat)), self.arrange(x)) for flat in flats]
+            return torch.stack([self._run(work, x, seed, "train on") for work in works])
 
     def _backward(
         self, flat: Float[Tensor, " d"], x: Tensor, y: Int[Tensor, " k"], losses: _Losses
@@ -205,32 +210,29 @@ class FlatModel:
         parameters, statistics = self.split(self.tensors(flat))
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
         output, moved = self._trained(leaves, statistics, self.arrange(x))
-        # a second pass over few samples is faster than a backward pass over all
-        skips = x.device.type == "cpu" and self.convolves and self.is_sample_wise
-        logits = output.detach().requires_grad_() if skips else output
-        values, rows = losses(logits, y), []
+        values, rows, tensors = losses(output, y), [], list(leaves.values())
+        # of several losses those of one class need its samples alone: a pass over these takes less than over all
+        skips = len(values) > 1 and x.device.type == "cpu" and self.convolves and self.is_sample_wise
         for k, value in enumerate(values, 1):
             if skips:
-                (slope,) = torch.autograd.grad(value, logits, retain_graph=True)
-                used, source = slope.any(dim=1), output
-                if 2 * int(used.sum()) <= len(used):  # a loss of one class needs its samples alone
-                    source, slope = self._trained(leaves, statistics, self.arrange(x[used]))[0], slope[used]
-                value = (source * slope).sum()
-            last, tensors = k == len(values), list(leaves.values())
-            gradients = torch.autograd.grad(value, tensors, retain_graph=not last, materialize_grads=True)
+                (slope,) = torch.autograd.grad(value, output, retain_graph=True)
+                used = slope.any(dim=1)
+                if 2 * int(used.sum()) <= len(used):
+                    value = (self._trained(leaves, statistics, self.arrange(x[used]))[0] * slope[used]).sum()
+            gradients = torch.autograd.grad(value, tensors, retain_graph=k < len(values), materialize_grads=True)
             rows.append(torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in gradients]))
         return torch.stack([value.detach() for value in values]), torch.stack(rows), moved
 
-    def _run(self, work: Callable[[], T], x: Tensor, seed: int, what: str) -> T:
+    def _run(self, work: Callable[[], T], x: Tensor, seed: int, what: str, precision: Precision = "float32") -> T:
         """The result of ``work``, with generators that start from ``seed``; errors of the module in one line."""
         try:
-            with seeded(seed, x.device):
+            with seeded(seed, x.device), computed_in(precision, x.device):
                 return work()
         except (FedSieveError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if self.wants_plain_memory(error):
-                return self._run(work, x, seed, what)
+                return self._run(work, x, seed, what, precision)
             raise ParameterError(
                 f"{self.name} can't {what} samples of shape {list(x.shape[1:])}: {reason(error)}; batch of {len(x)}"
             ) from error
