@@ -1,7 +1,7 @@
 """Does SkyMask do what its paper says? Its table II cell by cell, with every reading of its one-cluster test."""
 
 from fedsieve.reproduce.plan import Plan, Scale, Suite, defenses
-from fedsieve.reproduce.skymask_setup import GROUPS, PRESET_CODE, PRESET_CODE_NOTE, note, rows, with_seeds
+from fedsieve.reproduce.skymask_setup import GROUPS, PRESET_CODE, PRESET_CODE_NOTE, SEEDED, note, rows, with_seeds
 
 _READINGS = (
     "The paper does not say how one cluster of masks is told from two. `skymask` compares the BIC of one Gaussian and "
@@ -15,7 +15,7 @@ def _claim(scale: Scale) -> Plan:
         f"skymask, {clusters}": {"defense": {"name": "skymask", "clusters": clusters}} for clusters in ("gap", "two")
     }
     columns = {**defenses("mean", "skymask"), **readings, **PRESET_CODE}
-    said = note(scale, papers="three seeds on HAR and one on images")
+    said = note(scale, papers=SEEDED)
     return Plan(found, columns, note=f"{said} {_READINGS} {PRESET_CODE_NOTE}")
 
 

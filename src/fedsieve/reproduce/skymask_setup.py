@@ -98,6 +98,9 @@ def rows(
     )
 
 
+SEEDED = "three seeds on HAR and one on images"  # what with_seeds gives at the paper scale, in words
+
+
 def with_seeds(scale: Scale, found: Iterable[Row]) -> tuple[Row, ...]:
     """The rows of a table: at the paper scale three seeds on HAR, which a CPU carries, and one on images."""
     several = seeds(scale)

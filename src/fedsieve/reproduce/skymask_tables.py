@@ -9,14 +9,13 @@ from fedsieve.reproduce.skymask_setup import (
     DETECTORS_NOTE,
     DETECTORS_SMOKE,
     GROUPS,
+    SEEDED,
     data,
     note,
     rows,
     typical_attacks,
     with_seeds,
 )
-
-_SEEDED = "three seeds on HAR and one on images"
 
 
 def _images_and_har(scale: Scale, images: int, har: int) -> tuple[Row, ...]:
@@ -37,7 +36,7 @@ def _images_and_har(scale: Scale, images: int, har: int) -> tuple[Row, ...]:
 
 def _table1(scale: Scale) -> Plan:
     papers = ("mean", "fltrust", "trimmed-mean", "krum", "multi-krum", "bulyan", "skymask-nr", "skymask")
-    return Plan(_images_and_har(scale, 60, 100), defenses(*papers, "sieve"), note=note(scale, papers=_SEEDED))
+    return Plan(_images_and_har(scale, 60, 100), defenses(*papers, "sieve"), note=note(scale, papers=SEEDED))
 
 
 def _table2(scale: Scale) -> Plan:
@@ -45,12 +44,12 @@ def _table2(scale: Scale) -> Plan:
     more = DETECTORS_SMOKE if scale == "smoke" else {}
     found = with_seeds(scale, rows(scale, names, {"fashion-mnist": 40, "har": 200}, **more))
     columns = {**defenses("skymask", "sieve"), **DETECTORS}
-    return Plan(found, columns, note=f"{note(scale, papers=_SEEDED)} {DETECTORS_NOTE}")
+    return Plan(found, columns, note=f"{note(scale, papers=SEEDED)} {DETECTORS_NOTE}")
 
 
 def _table3(scale: Scale) -> Plan:
     columns = {f"tau = {tau}": {"defense": {"name": "skymask", "tau": tau}} for tau in (0.3, 0.4, 0.5, 0.6, 0.7)}
-    said = f"{note(scale, papers=_SEEDED)} The defense is `skymask` in every column; `sieve` has no such threshold."
+    said = f"{note(scale, papers=SEEDED)} The defense is `skymask` in every column; `sieve` has no such threshold."
     return Plan(_images_and_har(scale, 24, 100), columns, note=said)
 
 
