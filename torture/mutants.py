@@ -80,6 +80,7 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("defenses/aggregators/test_flame.py", "defenses/aggregators/test_deepsight.py"),
     ),
     "aggregators/chain.py": (("defenses/aggregators/test_chain.py",), _SCREEN[:2]),
+    "aggregators/weighting.py": (("defenses/aggregators/test_weighting.py",),),
     "detectors/skymask/__init__.py": ((f"{_SKYMASK}.py", f"{_SKYMASK}_parameters.py", _DEFAULTS),),
     "detectors/skymask/clusters.py": ((f"{_SKYMASK}_clusters.py",), (f"{_SKYMASK}.py",)),
     "detectors/skymask/masks.py": ((f"{_SKYMASK}_masks.py",), (f"{_SKYMASK}.py", f"{_SKYMASK}_parameters.py")),

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from fedsieve.federation.matrix import aggregate, detect, root_data
     from fedsieve.federation.server import Server, ServerState
     from fedsieve.federation.simulation import Simulation
+    from fedsieve.notebook.results import Result, Runs, load
+    from fedsieve.notebook.running import run
     from fedsieve.runs.directory import RunDirectory
-    from fedsieve.runs.run import run
 
 # Module of every public name, imported on first use: torch takes seconds, and the command line's --help needs none.
 _HOMES = {
@@ -55,9 +56,11 @@ _HOMES = {
     "PoisonView": "core.attack",
     "PreAggregated": "core.defense",
     "PreAggregator": "core.defense",
+    "Result": "notebook.results",
     "Root": "core.defense",
     "RoundRecord": "core.records",
     "RunDirectory": "runs.directory",
+    "Runs": "notebook.results",
     "Server": "federation.server",
     "ServerState": "federation.server",
     "ServerView": "core.defense",
@@ -69,8 +72,9 @@ _HOMES = {
     "Updates": "core.defense",
     "aggregate": "federation.matrix",
     "detect": "federation.matrix",
+    "load": "notebook.results",
     "root_data": "federation.matrix",
-    "run": "runs.run",
+    "run": "notebook.running",
     "summarize": "core.metrics",
 }
 
@@ -90,9 +94,11 @@ __all__ = [
     "PoisonView",
     "PreAggregated",
     "PreAggregator",
+    "Result",
     "Root",
     "RoundRecord",
     "RunDirectory",
+    "Runs",
     "Server",
     "ServerState",
     "ServerView",
@@ -105,6 +111,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "detect",
+    "load",
     "root_data",
     "run",
     "summarize",

@@ -18,7 +18,9 @@ KEYS = [
     "rounds_not_applied", "not_applied_reasons", "updates_screened", "screened_reasons", "notes",
     "rounds_decided", "malicious_client_rounds", "rounds_until_detection",
     "benign_client_rounds_lost", "benign_share_lost", "worst_attack_success_rate", "worst_attack_success_round",
-    "largest_accuracy_fall", "largest_accuracy_fall_round", "data", "seconds", "rounds_per_second", "run_dir", "flags",
+    "largest_accuracy_fall", "largest_accuracy_fall_round",
+    "client_rounds_rejected", "share_rejected", "most_rejected", "scores", "data", "seconds", "rounds_per_second",
+    "run_dir", "export", "flags",
 ]  # fmt: skip
 
 

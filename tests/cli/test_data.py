@@ -16,7 +16,8 @@ class TestData:
         assert found["folder"] == str(tmp_path / "data")
         states = {entry["name"]: entry["state"] for entry in found["datasets"]}
         published = ("fashion-mnist", "cifar10", "cifar100", "har", "sentiment140")
-        assert states == {"digits": "ready", "csv": "yours", "npz": "yours", **dict.fromkeys(published, "missing")}
+        yours = dict.fromkeys(("csv", "images", "npz"), "yours")
+        assert states == {"digits": "ready", **yours, **dict.fromkeys(published, "missing")}
         files = {entry["name"]: entry["files"] for entry in found["datasets"]}
         assert files["digits"] == []
         assert files["har"] == ["har/UCI HAR Dataset.zip"]

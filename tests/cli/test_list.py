@@ -33,7 +33,7 @@ class TestList:
             assert [entry["name"] for entry in entries] == list(registry.names(kind))
             for entry in entries:
                 own = {"defenses": ["stage"], "attacks": ["targets"]}.get(kind, [])
-                keys = ["name", "summary", "paper", "needs", "bound", "breaks_at", "cost", "parameters", *own]
+                keys = ["name", "summary", "paper", "needs", "bound", "breaks_at", "cost", "parameters", "about", *own]
                 assert list(entry) == keys
                 assert entry["summary"]
         by_name = {entry["name"]: entry for entry in found["defenses"]}

@@ -17,7 +17,7 @@ def test_progress_of_a_sweep() -> None:
         shown.show(Event("c", "failed", text="Traceback\nValueError: [no]"))
         shown.show(Event("d", "started"))
         shown.show(Event("d", "done", 10, "90 %"))
-        task = shown._bar.tasks[0]
+        task = shown._grid.tasks[0]
         assert (task.completed, task.total) == (25, 30)
         assert task.fields["text"] == "2 of 4 done, 1 running, 1 failed"
     assert "ValueError: [no]" in console.export_text()
@@ -26,7 +26,7 @@ def test_progress_of_a_sweep() -> None:
 def test_cells_that_other_processes_run() -> None:
     console = Console(width=160, record=True, force_terminal=True)
     with SweepProgress(console, dict.fromkeys("abc", 10), {k: f"cell {k}" for k in "abc"}, False) as shown:
-        bar = shown._bar.tasks[0]
+        bar = shown._grid.tasks[0]
 
         def state() -> tuple[float, float | None, str]:
             return bar.completed, bar.total, bar.fields["text"]
@@ -57,15 +57,15 @@ def test_names_are_shown_as_they_are() -> None:
     console = Console(width=160, record=True, force_terminal=True)
     with SweepProgress(console, {"a": 10}, {"a": name}, False) as shown:
         shown.show(Event("a", "started"))
-        assert shown._bar.tasks[1].description == f"  {shown_name}"
-        shown._bar.refresh()
+        assert shown._cells.tasks[0].description == shown_name
+        shown._live.refresh()
         shown.show(Event("a", "note", text=name))
         shown.show(Event("a", "failed", text=f"Traceback\n[/]Error: {name}"[:-5]))
     said = console.export_text()
     assert f"{shown_name}: {shown_name}\n" in said
     assert f"failed {shown_name}: [/]Error: my[/]mod:Cls[bold]\n" in said
     assert "\x1b[2J" not in said
-    with RunProgress(console, 3, name, hidden=False) as run:
+    with RunProgress(console, 3, name, tuple, hidden=False) as run:
         run.show(record(0, 0.25, applied=False, note="[/]"))
         run._bar.refresh()
     assert "([/])" in console.export_text()
@@ -73,7 +73,7 @@ def test_names_are_shown_as_they_are() -> None:
 
 def test_progress_of_a_run() -> None:
     console = Console(width=160, record=True, force_terminal=True)
-    with RunProgress(console, 3, "digits", hidden=False) as shown:
+    with RunProgress(console, 3, "digits", tuple, hidden=False) as shown:
         shown.show(record(0, 0.25))
         shown.show(record(1, None, attack_success_rate=0.5))
         assert (shown._bar.tasks[0].completed, shown._bar.tasks[0].total) == (2, 3)
@@ -83,7 +83,7 @@ def test_progress_of_a_run() -> None:
 
 def test_hidden_progress_prints_nothing() -> None:
     console = Console(width=160, record=True, force_terminal=True)
-    with RunProgress(console, 3, "digits", hidden=True) as shown:
+    with RunProgress(console, 3, "digits", tuple, hidden=True) as shown:
         shown.show(record(0, 0.25, applied=False, note="no update was finite"))
         assert shown._bar.tasks[0].description.endswith("  (no update was finite)")
     with SweepProgress(console, {"a": 1}, {"a": "cell"}, hidden=True) as grid:

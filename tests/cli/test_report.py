@@ -1,8 +1,10 @@
 """`fedsieve report`."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.cli.conftest import Command, assert_mistake, words
@@ -103,3 +105,56 @@ def test_a_folder_that_cannot_be_written(fedsieve_: Command, tmp_path: Path, mak
 
 def test_a_path_that_cannot_be_read(fedsieve_: Command) -> None:
     assert_mistake(fedsieve_("report", "n" * 5000), "can't look for runs: ")
+
+
+def test_without_matplotlib(
+    fedsieve_: Command, tmp_path: Path, make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and all that needs no drawing."""
+    for name in ("matplotlib", "seaborn", *(n for n in sys.modules if n.split(".")[0] in ("matplotlib", "seaborn"))):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = fedsieve_("report", str(make_run("a", [0.5, 0.75]).parent), "--out", "here", "--quiet")
+    assert result.code == 0
+    (line,) = result.err.splitlines()
+    assert line.startswith("no figures: ")
+    assert line.endswith(": pip install 'fedsieve[report]'")
+    assert "figures" not in result.out
+    written = {path.name for path in (tmp_path / "here").iterdir()}
+    assert {"tables.md", "tables.tex", "tables.csv", "damage.csv", "index.html"} <= written
+
+
+class TestOfAGrid:
+    @pytest.fixture
+    def runs(self, tmp_path: Path, make_run: Callable[..., Path]) -> str:
+        """Four runs, two of them of the grid, which has three."""
+        (tmp_path / "grid.yaml").write_text(
+            "{dataset: digits, clients: 4, malicious: 1, rounds: 2, defense: [mean, median, trimmed-mean]}"
+        )
+        make_run("a", [0.5, 0.75], defense="mean")
+        make_run("b", [0.25, 0.5], defense="median")
+        make_run("c", [0.25], defense="median")
+        return str((make_run("d", [0.9, 0.9], defense="median", seed=1) / "experiment.yaml").parent.parent)
+
+    def test_others_are_left_out(self, fedsieve_: Command, tmp_path: Path, runs: str) -> None:
+        result = fedsieve_("report", runs, "--grid", "grid.yaml", "--quiet")
+        assert result.code == 0
+        assert result.out.startswith("2 runs, ")
+        assert result.err.splitlines() == [
+            "left out: 2 of 4 runs, which are not of grid.yaml: "
+            "1 of none / median, digits, rounds 1; 1 of none / median, digits, rounds 2",
+            "1 of the 3 runs of grid.yaml are not there",
+        ]
+        assert "90.0" not in (tmp_path / "report" / "tables.md").read_text()
+
+    def test_settings_of_the_sweep(self, fedsieve_: Command, runs: str) -> None:
+        result = fedsieve_("report", runs, "--grid", "grid.yaml", "--set", "seed=1", "--quiet")
+        assert result.code == 0
+        assert result.out.startswith("1 runs, ")
+        assert "2 of the 3 runs of grid.yaml are not there" in result.err
+
+    def test_none(self, fedsieve_: Command, tmp_path: Path, runs: str) -> None:
+        said = "none of the 4 runs is of grid.yaml, which has 3; what --set did sweep get?"
+        assert_mistake(fedsieve_("report", runs, "--grid", "grid.yaml", "--set", "seed=9"), said)
+        assert_mistake(fedsieve_("report", runs, "--set", "seed=9"), "--set has no effect without --grid")
+        (tmp_path / "grid.yaml").write_text("defense: evil:Evil")
+        assert_mistake(fedsieve_("report", runs, "--grid", "grid.yaml"), "--allow-imports")

@@ -1,6 +1,7 @@
 """`fedsieve run`."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedsieve.core.records import RoundRecord
 from fedsieve.runs import run as run_module
 from fedsieve.runs.directory import RunDirectory
 from tests.cli.conftest import QUICK, Command, assert_mistake, words
+from tests.federation.test_names import SITES, table
 
 # Blocks modules that `fedsieve run` must do without, and says which of ours it has imported.
 PORTABLE = """
@@ -64,7 +66,7 @@ class TestRun:
         assert "Test accuracy" in seen
         assert "Detection mean rejects no client" in seen
         assert "Run directory here" in seen
-        assert "2/2" in result.err
+        assert "round 2 of 2: accuracy" in result.err
 
     def test_damage_and_flags(self, fedsieve_: Command) -> None:
         settings = ("--rounds", "3", "--attack", "scaling", "--defense", "multi-krum", "--out", "here", "--quiet")
@@ -98,7 +100,7 @@ class TestRun:
         loud = fedsieve_("run", *QUICK, "--json")
         quiet = fedsieve_("run", *QUICK, "--json", "--quiet", "--fresh")
         assert quiet.code == loud.code == 0
-        assert "2/2" in loud.err
+        assert "round 2 of 2: accuracy" in loud.err
         assert quiet.err == ""
         assert len(quiet.out.splitlines()) == len(loud.out.splitlines()) == 1
         same = {k: v for k, v in json.loads(loud.out).items() if "second" not in k}
@@ -231,3 +233,75 @@ class TestChain:
 
     def test_an_aggregator_before_the_end(self, fedsieve_: Command) -> None:
         assert_mistake(fedsieve_("run", "--defense", "median,skymask"), "median is an aggregator, so it must come last")
+
+
+class TestSites:
+    """A table with a column of sites: clients have names, and nobody is called benign or malicious."""
+
+    def command(self, folder: Path, *more: str) -> tuple[str, ...]:
+        dataset = ("--dataset", table(folder), "--set", "dataset.label=sick", "--set", "dataset.client=site")
+        return ("run", *dataset, "--set", "root.size=10", "--rounds", "2", "--defense", "multi-krum", *more)
+
+    def test_terminal(self, fedsieve_: Command, tmp_path: Path) -> None:
+        result = fedsieve_(*self.command(tmp_path, "--out", "here", "--quiet"))
+        assert result.code == 0, result.err
+        seen = words(result.out)
+        assert seen.startswith("5 clients, multi-krum, csv, logistic-regression, 2 rounds, seed 0")
+        assert re.search(r"Rejected [\d.]+ % of all updates: (Mitte|Nord|Süd|St\. Anna|West) in [12] of 2 rounds", seen)
+        assert "Final model on the test data" in seen
+        assert all(re.search(rf"{name} \d+ [\d.]+ ", seen) for name in SITES)
+        assert not re.search("benign|malicious|FPR|FNR", result.out + result.err)
+        again = fedsieve_(*self.command(tmp_path, "--out", "here", "--resume"))
+        assert "Final model on the test data" in words(again.out)
+
+    def test_json(self, fedsieve_: Command, tmp_path: Path) -> None:
+        found = json.loads(fedsieve_(*self.command(tmp_path, "--json", "--quiet")).out)
+        assert (found["n_malicious"], found["malicious_client_rounds"], found["false_positive_rate"]) == (None,) * 3
+        assert {one["name"] for one in found["most_rejected"]} <= set(SITES)
+        assert found["client_rounds_rejected"] == sum(one["rounds_rejected"] for one in found["most_rejected"]) > 0
+        scores = found["scores"]
+        assert scores["test"]["accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-6)
+        assert [one["name"] for one in scores["clients"]] == sorted(SITES)
+        assert [one["name"] for one in scores["classes"]] == ["no", "yes"]
+        assert found["export"] is None
+
+    def test_weighting(self, fedsieve_: Command, tmp_path: Path) -> None:
+        more = ("--set", "server.weighting=samples")
+        assert_mistake(
+            fedsieve_(*self.command(tmp_path, *more)), "multi-krum ends in MultiKrum, which decides by itself"
+        )
+        mean = fedsieve_(*self.command(tmp_path, *more, "--defense", "mean", "--out", "here", "--json", "--quiet"))
+        assert json.loads(mean.out)["defense"] == "mean"
+        (record, _) = RunDirectory(Path("here")).records()
+        assert record.weights == pytest.approx((0.2,) * 5, abs=0.01)
+        assert len(set(record.weights)) > 1  # the root data leave one site a sample less than another
+        settings = yaml.safe_load(Path("here/experiment.yaml").read_text())
+        assert (settings["server"]["weighting"], settings["server"]["weight_cap"]) == ("samples", 3.0)
+
+
+class TestExport:
+    def test_the_printed_line_works(self, fedsieve_: Command, tmp_path: Path) -> None:
+        result = fedsieve_("run", *QUICK, "--export", "my model.safetensors", "--quiet")
+        assert result.code == 0, result.err
+        *_, said, line = result.out.splitlines()
+        assert said == "my model.safetensors holds the final model; in Python:"
+        found: dict[str, Any] = {}
+        exec(line, found)
+        assert sum(p.numel() for p in found["model"].parameters()) == 64 * 64 + 64 + 64 * 10 + 10
+
+    def test_json(self, fedsieve_: Command) -> None:
+        found = json.loads(fedsieve_("run", *QUICK, "--export", "m.safetensors", "--quiet", "--json").out)["export"]
+        assert found["file"] == "m.safetensors"
+        assert "load_state_dict" in found["load"]
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("--export", "m.pt"), "as .safetensors, got m.pt: try m.safetensors"),
+            (("--export", "no/m.safetensors"), "there is no folder no"),
+            (("--export", "m.safetensors", "--seed", "1", "--set", "rounds=[1, 2]"), "several"),
+        ],
+    )
+    def test_mistakes(self, fedsieve_: Command, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+        assert_mistake(fedsieve_("run", *QUICK, *words), said)
+        assert list(tmp_path.iterdir()) == []

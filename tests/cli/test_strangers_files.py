@@ -212,7 +212,7 @@ def test_a_share_of_malicious_clients(fedsieve_: Command) -> None:
     result = fedsieve_("run", "--malicious", "0.5", *options)
     assert json.loads(result.out)["n_malicious"] == 2
     assert_mistake(fedsieve_("run", "--malicious", "2.5"), "malicious: Input should be a valid integer")
-    assert_mistake(fedsieve_("run", "--malicious", "nan"), "malicious: Input should be")
+    assert_mistake(fedsieve_("run", "--malicious", "nan"), "--malicious takes a number, or several as in 0,1,2; got")
 
 
 def test_out_of_memory_is_one_line(fedsieve_: Command, monkeypatch: pytest.MonkeyPatch) -> None:

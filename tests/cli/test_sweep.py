@@ -133,8 +133,8 @@ class TestNastyNames:
                 ends[e.key] = Event(e.key, "failed", text="Traceback\nmy[/]Error: [bold]\x1b[2J no :smile:")
             return ends
 
-        monkeypatch.setattr("fedsieve.cli.sweep.swept", swept)
-        monkeypatch.setattr("fedsieve.cli.sweep._name", lambda e: "my[/]mod:Cls[bold]\n\x1b[31m")
+        monkeypatch.setattr("fedsieve.cli.swept.swept", swept)
+        monkeypatch.setattr("fedsieve.cli.swept._name", lambda e: "my[/]mod:Cls[bold]\n\x1b[31m")
         result = fedsieve_("sweep", "grid.yaml", "--out", "o[/]ut")
         assert result.code == 1
         (key,) = ends

@@ -141,6 +141,8 @@ CHANGES: list[dict[str, Any]] = [
     {"local": {"batch_norm": "local"}},
     {"local": {"precision": "tf32"}},
     {"server": {"learning_rate": 0.4}},
+    {"server": {"weighting": "samples"}},
+    {"server": {"weighting": "samples", "weight_cap": 2}},
     {"server": {"optimizer": "Adam"}},
     {"server": {"optimizer": {"name": "Adam", "eps": 0.001}}},
     {"root": {"size": 99}},
@@ -163,7 +165,7 @@ CHANGES: list[dict[str, Any]] = [
 class TestKey:
     def test_every_setting_changes_it(self) -> None:
         keys = [Experiment.of(change).key for change in ({}, *CHANGES)]
-        assert len(keys) == len(set(keys)) == 49
+        assert len(keys) == len(set(keys)) == 51
         assert all(len(key) == 12 and set(key) <= set("0123456789abcdef") for key in keys)
 
     def test_every_setting_is_changed_above(self) -> None:

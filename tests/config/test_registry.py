@@ -133,7 +133,8 @@ class TestParameters:
     @pytest.mark.parametrize("name", ["csv", "sentiment140"])
     def test_the_size_of_a_datasets_vocabulary_is_a_parameter(self, name: str) -> None:
         assert registry.complete("datasets", name, {})["vocabulary"] == 5000
-        assert registry.complete("datasets", name, {"vocabulary": 9})["vocabulary"] == 9
+        texts = {"csv": {"text": "words"}}.get(name, {})
+        assert registry.complete("datasets", name, {"vocabulary": 9, **texts})["vocabulary"] == 9
 
     @pytest.mark.parametrize(
         ("kind", "name", "parameters", "message"),

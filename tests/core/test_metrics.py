@@ -114,6 +114,8 @@ KEYS = {
     "worst_attack_success_round",
     "largest_accuracy_fall",
     "largest_accuracy_fall_round",
+    "client_rounds_rejected",
+    "share_rejected",
 }
 TOLD = {
     "rounds_not_applied": 0,
@@ -123,6 +125,7 @@ TOLD = {
     "screened_reasons": {},
     "rounds_decided": 0,
     "malicious_client_rounds": 0,
+    "most_rejected": [],
 }
 
 
@@ -190,6 +193,8 @@ class TestSummarize:
             "worst_attack_success_round": 0,
             "largest_accuracy_fall": 0.0,
             "largest_accuracy_fall_round": None,
+            "client_rounds_rejected": None,
+            "share_rejected": None,
             **TOLD,
         }
 

@@ -36,16 +36,19 @@ def test_split(tmp_path: Path, dtype: Any) -> None:
     x = np.arange(40).reshape(10, 2, 2).astype(dtype)
     y = np.array([3, -5, 9, 3, 9, -5, 3, 3, 9, 9], np.int8)
     data = load(tmp_path, x=x, y=y, clients=np.array(list("abcdabcdab")), other=np.zeros(3))
-    train, test = split("npz", 10, 0.2, torch.Generator().manual_seed(0))
+    labels, owners = torch.tensor([1, 0, 2, 1, 2, 0, 1, 1, 2, 2]), torch.arange(10) % 4
+    train, test = split("npz", 10, 0.2, torch.Generator().manual_seed(0), owners, labels)
     assert data.x_train.dtype == torch.float32
     assert data.x_train.equal(torch.from_numpy(x.astype(np.float32))[train])
     assert data.x_test.equal(torch.from_numpy(x.astype(np.float32))[test])
-    labels = torch.tensor([1, 0, 2, 1, 2, 0, 1, 1, 2, 2])
     assert data.y_train.equal(labels[train])
     assert data.y_test.equal(labels[test])
     assert data.n_classes == 3
     assert data.owners is not None
-    assert data.owners.equal((torch.arange(10) % 4)[train])
+    assert data.test_owners is not None
+    assert data.owners.equal(owners[train])
+    assert data.test_owners.equal(owners[test])
+    assert data.owner_names == ("a", "b", "c", "d")
 
 
 def test_own_test_set(tmp_path: Path) -> None:
@@ -113,6 +116,40 @@ class TestLabels:
         assert data.class_names == ("-1", str(2**62), str(2**62 + 1))
         assert (data.y_train.tolist(), data.y_test.tolist()) == ([1, 0], [2, 1])
         assert "no training samples of class 2 ('4611686018427387905')" in data.reading
+
+
+class TestOwnTestSet:
+    x, y = np.ones((6, 3)), np.arange(6) % 2
+    clients, test = np.array(["b", "a"] * 3), {"x_test": np.ones((3, 3)), "y_test": np.array([0, 1, 1])}
+
+    def test_clients_of_its_rows(self, tmp_path: Path) -> None:
+        data = load(tmp_path, x=self.x, y=self.y, clients=self.clients, clients_test=np.array(list("aab")), **self.test)
+        assert data.owner_names == ("a", "b")
+        assert data.owners is not None
+        assert data.test_owners is not None
+        assert (data.owners.tolist(), data.test_owners.tolist()) == ([1, 0] * 3, [0, 0, 1])
+        assert load(tmp_path, x=self.x, y=self.y, clients=self.clients, **self.test).test_owners is None
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"clients_test": np.array(list("abc"))}, "clients_test has 'c', which is not in clients"),
+            ({"clients_test": np.array(list("ab"))}, r"clients_test has shape \[2\], expected \[3\]"),
+            ({"clients_test": np.array([0, 1, 1])}, "clients_test has '0', which is not in clients"),
+        ],
+    )
+    def test_wrong_clients(self, tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+        with pytest.raises(CorruptDataError, match=message):
+            load(tmp_path, x=self.x, y=self.y, clients=self.clients, **self.test, **arrays)
+
+    def test_what_has_no_effect(self, tmp_path: Path) -> None:
+        with pytest.raises(CorruptDataError, match="has an array clients_test, but not both clients and y_test"):
+            load(tmp_path, x=self.x, y=self.y, clients=self.clients, clients_test=self.clients)
+        np.savez(tmp_path / "a.npz", x=self.x, y=self.y, **self.test)
+        with pytest.raises(
+            ParameterError, match=r"^npz: test has no effect: .*a\.npz has a test set, x_test and y_test"
+        ):
+            NPZ(file=str(tmp_path / "a.npz"), test=0.3).load(Path(), torch.Generator())
 
 
 class TestClients:

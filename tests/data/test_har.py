@@ -110,6 +110,9 @@ def test_loads_from_a_server(
     assert len(server.asked) == 1
     assert data.owners is not None
     assert data.owners.bincount(minlength=30)[[0, 1, 29]].tolist() == [4, 7, 4]  # of 5, 10 and 5
+    assert data.test_owners is not None
+    assert data.test_owners.bincount(minlength=30)[[0, 1, 29]].tolist() == [1, 3, 1]
+    assert (data.owner_names[0], data.owner_names[29], len(data.owner_names)) == ("person 1", "person 30", 30)
     assert (len(data.x_train), len(data.x_test)) == (15, 5)
 
     (tmp_path / "har/f.zip").write_bytes(b"damaged")  # is replaced

@@ -68,6 +68,9 @@ def test_authors_with_most_tweets(tables: dict[str, bytes], tmp_path: Path) -> N
     assert (data.n_classes, data.input_shape) == (2, (8,))
     assert data.owners is not None
     assert data.owners.bincount().tolist() == [27, 18, 18]  # of zoe, amy, bob: nine tenths
+    assert data.test_owners is not None
+    assert data.test_owners.tolist() == [0] * 3 + [1] * 2 + [2] * 2
+    assert data.owner_names == ("zoe", "amy", "bob")
     assert len(data.y_test) == 3 + 2 + 2
     train, test = words_of(data, data.x_train), words_of(data, data.x_test)
     assert {(tweet[0], owner) for tweet, owner in zip(train, data.owners.tolist(), strict=True)} == {

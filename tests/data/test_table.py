@@ -51,7 +51,8 @@ class TestFeatures:
         CSV(file=file, label="class").verify(Path())
         CSV(file=file, label="class").fetch(Path())
         data = load(file=file, label="class", client="who", test=0.4)
-        train, test = split("csv", 5, 0.4, torch.Generator().manual_seed(0))
+        who, y = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([1, 2, 1, 2, 0])  # maybe, no, yes
+        train, test = split("csv", 5, 0.4, torch.Generator().manual_seed(0), who, y)
         ages = np.array([20, 30, 40, 50, 60])
         known = ages[train.numpy()]
         expected = (ages - known.mean()) / known.std()
@@ -63,13 +64,14 @@ class TestFeatures:
         x = torch.tensor(np.array(rows), dtype=torch.float32)
         torch.testing.assert_close(data.x_train, x[train])
         torch.testing.assert_close(data.x_test, x[test])
-        y = torch.tensor([1, 2, 1, 2, 0])  # maybe, no, yes
         assert data.y_train.equal(y[train])
         assert data.y_test.equal(y[test])
         assert (data.n_classes, data.input_shape) == (3, (5,))
-        names = [["ann", "bob", "ann", "cy", "bob"][k] for k in train.tolist()]
+        assert data.owner_names == ("ann", "bob", "cy")
         assert data.owners is not None
-        assert data.owners.tolist() == [sorted(set(names)).index(name) for name in names]
+        assert data.test_owners is not None
+        assert data.owners.equal(who[train])
+        assert data.test_owners.equal(who[test])
         assert (data.encode, data.vocabulary) == (None, ())
 
     def test_numbers_as_classes_sort_by_size(self, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ class TestWhatAColumnIs:
     def test_a_missing_number(self, tmp_path: Path, odd: str) -> None:
         file = write(tmp_path, numbers(odd))
         with pytest.raises(CorruptDataError) as error:
-            load(file=file, label="y")
+            load(file=file, label="y", fill="error")
         said = (
             f"is {odd.strip()!r}, not a finite number: a value is missing" if odd else "is empty: a number is missing"
         )
@@ -171,7 +173,7 @@ class TestWhatAColumnIs:
 
     @pytest.mark.parametrize("odd", ["NA", "UNKNOWN", "-999"])
     def test_filled_with_the_mean_of_the_training_rows(self, tmp_path: Path, odd: str) -> None:
-        data = load(file=write(tmp_path, numbers(odd)), label="y", fill="mean", missing=("unknown", "-999"))
+        data = load(file=write(tmp_path, numbers(odd)), label="y", missing=("unknown", "-999"))
         train, test = split("csv", 400, 0.2, torch.Generator().manual_seed(0))
         values = np.arange(400) / 8
         there = np.array([k for k in train.tolist() if k != 17])
@@ -186,14 +188,16 @@ class TestWhatAColumnIs:
         rows = "".join(f"{['A1', '7', 'B2', 'NA'][k % 4]},{k},{k % 2}\n" for k in range(40))
         data = load(file=write(tmp_path, "code,n,y\n" + rows), label="y")
         assert data.input_shape == (4 + 1,)  # 7, A1, B2, NA; n
-        assert data.reading.endswith("1 numeric + 1 one-hot columns (code with 4 values)")
+        assert data.reading.endswith(
+            "1 numeric + 1 one-hot columns (code with 4 values), missing words as a value: 10 of code"
+        )
 
     def test_one_word_beside_many_numbers_is_likely_to_mean_missing(self, tmp_path: Path) -> None:
         rows = "".join(f"{'unknown' if k % 3 else k},{k % 2}\n" for k in range(60))
         file = write(tmp_path, "a,y\n" + rows)
         with pytest.raises(CorruptDataError, match=r"line 3: column 'a' is 'unknown' in 40 rows and one of 20 numbers"):
             load(file=file, label="y")
-        assert load(file=file, label="y", missing=("unknown",), fill="mean").input_shape == (1,)
+        assert load(file=file, label="y", missing=("unknown",)).input_shape == (1,)
         assert load(file=file, label="y", categorical=("a",)).input_shape == (21,)
 
     def test_numbers_as_categories(self, tmp_path: Path) -> None:
@@ -212,8 +216,15 @@ class TestWhatAColumnIs:
             load(file=file, label="class", categorical=("zip",))
         with pytest.raises(ParameterError, match=r"^csv: categorical has no effect on column 'class'"):
             load(file=file, label="class", categorical=("class",))
-        with pytest.raises(ParameterError, match=r"^csv: fill has no effect with text=city"):
-            load(file=file, label="class", text="city", fill="mean")
+        for useless in ({"fill": "error"}, {"drop": ("age",)}, {"keep": ("age",)}, {"categorical": ("age",)}):
+            with pytest.raises(ParameterError, match=rf"^csv: {next(iter(useless))} has no effect with text=city"):
+                load(file=file, label="class", text="city", **useless)
+        with pytest.raises(ParameterError, match=r"^csv: keep has no effect on column 'age', which is not a feature"):
+            load(file=file, label="class", drop=("age",), keep=("age",))
+        with pytest.raises(ParameterError, match=r"^csv: drop has no effect on column 'class', which is not a feature"):
+            load(file=file, label="class", drop=("class",))
+        with pytest.raises(ParameterError, match=r"^csv: vocabulary and length have no effect without text"):
+            load(file=file, label="class", length=8)
 
     def test_empty_and_constant_columns(self, tmp_path: Path) -> None:
         rows = "".join(f"{k},{k % 2},,NA,1,\n" for k in range(20))
@@ -238,7 +249,7 @@ class TestIndex:
         alone, by_site = load(file=file, label="y"), load(file=file, label="y", client="site")
         assert alone.input_shape == (1 + 3,)
         assert by_site.input_shape == (1,)
-        assert by_site.x_train.equal(alone.x_train[:, :1])
+        assert (by_site.owner_names, alone.owner_names) == (("s0", "s1", "s2"), ())
         assert alone.reading == (
             "60 rows, 2 classes (30/30), 1 numeric + 1 one-hot columns (site with 3 values), "
             "first column without a name left out"
@@ -340,8 +351,10 @@ class TestClients:
         names = ["01", "1", "1.0", "1 "] * 20
         data = load(file=write(tmp_path, self.table(*names)), label="y", client="site")
         assert data.owners is not None
-        train, _ = split("csv", 80, 0.2, torch.Generator().manual_seed(0))
-        assert data.owners.tolist() == [[0, 1, 2, 1][k % 4] for k in train.tolist()]
+        owners = torch.tensor([0, 1, 2, 1] * 20)
+        train, _ = split("csv", 80, 0.2, torch.Generator().manual_seed(0), owners, torch.arange(80) % 2)
+        assert data.owners.equal(owners[train])
+        assert data.owner_names == ("01", "1", "1.0")
 
     @pytest.mark.parametrize("odd", ["", "NA", "nan", "-"])
     def test_missing(self, tmp_path: Path, odd: str) -> None:
@@ -431,8 +444,8 @@ class TestErrors:
             ("a,y\n1,0\n", {}, r"has 1 rows, at least 2 are needed"),
             ("", {}, r"has 0 rows, at least 2 are needed"),
             ("a,y\n1e308,0\n-1e308,1\n1e308,1\n1e308,1\n", {}, r"column 'a' has numbers too large to be standardised"),
-            (b"a,y\n\xff,0\n1,1\n", {}, r"is not a whole table in UTF-8: "),
-            ("a,y\n1,0\n2,1\n".encode("utf-16"), {}, r"is not a whole table in UTF-8: "),
+            (b"a,y\n\xff,0\n1,1\n", {"encoding": "utf-8"}, r"is not a whole table in utf-8: "),
+            ("a,y\n1,0\n2,1\n".encode("utf-16")[:-1], {}, r"is not a whole table in UTF-16: "),
             ("a,y\n1,0\n2,1\n".encode("utf-16-le"), {}, r"line 1: a NUL character; save the table as text in UTF-8"),
             ("a,y\n1,0\n2\0,1\n", {}, r"line 3: a NUL character"),
             (f"a,y\n1,0\n{'x' * 200_000},1\n", {}, r"field larger than field limit \(131072\), near line 3"),
@@ -443,7 +456,7 @@ class TestErrors:
     )
     def test_corrupt(self, tmp_path: Path, content: str | bytes, parameters: dict[str, str], message: str) -> None:
         with pytest.raises(CorruptDataError, match=message) as error:
-            load(file=write(tmp_path, content), label="y", **parameters)
+            load(file=write(tmp_path, content), label="y", fill="error", **parameters)
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("header", ["{0},{0},y", "{0},b", "{0},y"], ids=["twice", "no label", "odd cell"])
@@ -483,14 +496,22 @@ class TestErrors:
         with pytest.raises(ParameterError, match=f"^csv: {message}"):
             load(file=write(tmp_path, TABLE), **parameters)
 
-    def test_other_separators(self, tmp_path: Path) -> None:
-        with pytest.raises(ParameterError, match=r"the columns are a;y \(commas separate the columns of a \.csv file"):
-            load(file=write(tmp_path, "a;y\n1;0\n2;1\n"), label="y")
+    def test_another_separator_than_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ParameterError, match=r"the columns are a;y; dataset.separator names what separates columns"
+        ):
+            load(file=write(tmp_path, "a;y\n1;0\n2;1\n"), label="y", separator=",")
+        with pytest.raises(ParameterError, match=r"^csv: separator must be one of , ; \| tab, got ':'$"):
+            CSV(separator=":")
+        with pytest.raises(ParameterError, match=r"^csv: encoding 'utf-9': unknown encoding: utf-9$"):
+            CSV(encoding="utf-9")
 
-    def test_too_many_values(self, tmp_path: Path) -> None:
-        rows = "".join(f"{k},{k % 2}\n" for k in range(150))
-        with pytest.raises(ParameterError, match=r"^csv: column 'n' is not numeric \('0 km' on line 2\) and has 150 d"):
-            load(file=write(tmp_path, "n,y\n" + rows.replace(",", " km,")), label="y")
+    def test_nothing_to_learn_from(self, tmp_path: Path) -> None:
+        rows = "".join(f"{k} km,{k % 2}\n" for k in range(150))
+        with pytest.raises(
+            ParameterError, match=r"^csv: .* has no column to learn from besides 'y' \(left out as identi"
+        ):
+            load(file=write(tmp_path, "n,y\n" + rows), label="y")
         with pytest.raises(ParameterError, match=r"^csv: .* has no column to learn from besides 'y'"):
             load(file=write(tmp_path, "y\n1\n0\n"), label="y")
 
@@ -515,11 +536,53 @@ def test_sizes_of_the_split() -> None:
         split("csv", 1, 0.2, torch.Generator())
 
 
-def test_owners_do_not_change_the_split_unless_one_would_lose_its_rows() -> None:
-    owners = torch.arange(100) % 4
-    plain, by_owner = (split("csv", 100, 0.2, torch.Generator().manual_seed(1), o) for o in (None, owners))
-    assert plain[0].equal(by_owner[0])
-    assert plain[1].equal(by_owner[1])
+class TestSplit:
+    def parts(self, owners: Any, y: Any = None, share: float = 0.2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        generator, owners = torch.Generator().manual_seed(seed), torch.as_tensor(owners)
+        train, test = split("csv", len(owners), share, generator, owners, y)
+        assert torch.cat([train, test]).sort().values.equal(torch.arange(len(owners)))
+        return train, test
+
+    @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9])
+    def test_every_owner_and_class_has_its_share(self, share: float) -> None:
+        """Sites of 100 to 1,000 rows, of which a tenth are of class 1."""
+        sizes = torch.tensor([100, 300, 600, 1000])
+        owners = torch.arange(4).repeat_interleave(sizes)
+        y = (torch.arange(2000) % 10 == 0).long()
+        for seed in range(5):
+            _, test = self.parts(owners, y, share, seed)
+            assert len(test) == round(share * 2000)
+            for owner, size in enumerate(sizes.tolist()):
+                for k, part in ((0, 0.9), (1, 0.1)):
+                    found = int(((owners[test] == owner) & (y[test] == k)).sum())
+                    assert abs(found - share * part * size) <= 2.5
+
+    def test_a_small_owner_has_one_test_row_and_one_training_row(self) -> None:
+        owners = [0, 0, 1, 1, 1, 2, *[3] * 50]
+        for seed in range(20):
+            train, test = self.parts(owners, seed=seed)
+            tested, trained = (torch.tensor(owners)[rows].bincount(minlength=4) for rows in (test, train))
+            assert tested[[0, 1]].min() >= 1
+            assert tested[2] == 0
+            assert trained.min() >= 1
+            assert len(test) == 11
+
+    def test_more_owners_than_test_rows(self) -> None:
+        train, test = self.parts(torch.arange(300) // 3)
+        assert (len(train), len(test)) == (240, 60)
+        assert len((train // 3).unique()) == 100
+
+    def test_other_seeds_draw_other_rows(self) -> None:
+        owners = torch.arange(100) % 4
+        one, again, other = (self.parts(owners, seed=seed)[1] for seed in (1, 1, 2))
+        assert one.equal(again)
+        assert set(one.tolist()) != set(other.tolist())
+
+    def test_without_owners_the_rows_are_drawn_alike(self) -> None:
+        order = torch.randperm(100, generator=torch.Generator().manual_seed(1))
+        train, test = split("csv", 100, 0.2, torch.Generator().manual_seed(1))
+        assert test.equal(order[:20])
+        assert train.equal(order[20:])
 
 
 @pytest.mark.real_data

@@ -15,7 +15,7 @@ import torch
 from fedsieve.config import registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "flower_side")  # that needs Flower
+NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("flower_"))  # need Flower
 
 
 @pytest.fixture(scope="module")

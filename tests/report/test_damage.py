@@ -359,7 +359,7 @@ class TestPage:
         write_page(load([folder(make_run)]), tmp_path / "index.html")
         found = content(tmp_path / "index.html")
         assert [row["fields"]["lost per round"] for row in found["damage"]] == [DASH, "50.0", "18.8 ± 26.5"]
-        assert all(row["setting"]["dataset"] == "digits" for row in found["damage"])
+        assert all(row["in"] == 0 for row in found["damage"])
         by_cell = {(run["defense"], run["attack"], run["seed"]): run for run in found["runs"]}
         one = by_cell["skymask", "scaling", 0]
         assert (one["damage"]["lost"], one["damage"]["worst_lost"]) == (0.375, 0.75)
@@ -373,26 +373,28 @@ class TestPage:
         write_page(load([path]), tmp_path / "index.html")
         tab, said = opened(browser, tmp_path / "index.html")
         flags = tab.locator("#flag-list li").all_inner_texts()
-        assert any(text.startswith("one-seed digits, malicious 1") for text in flags)
-        assert tab.locator("#damage-table thead th").all_inner_texts() == [
-            *("defense", "attack", "against", "rounds", "lost per round", "worst round", "last tenth", "area, rounds"),
-            *("first detection", "benign lost", "success at worst", "success, last tenth"),
-        ]
-        line = tab.locator("#damage-table tbody tr").nth(2).locator("th, td").all_inner_texts()
-        assert line[4:8] == ["18.8 ± 26.5", "75.0 (round 2)", "37.5 ± 53.0", "0.38"]
-        tab.select_option("#filter-malicious", "2")
-        assert tab.locator("#damage-table tbody tr").count() == 1
-        assert tab.locator("#damage-table tbody td").nth(3).inner_text() == "50.0"  # against the same run
-        assert "success" not in tab.inner_text("#damage-table thead")  # there is no backdoor
-        tab.select_option("#filter-malicious", "")
-        assert tab.locator("#damage-table thead th", has_text="malicious").count() == 1
-        tab.select_option("#filter-malicious", "1")
-        tab.select_option("#measure", "lost")
-        assert tab.inner_text("#matrix caption") == "Accuracy lost to the run without attack (per round), %"
+        assert any("cells have one seed" in text for text in flags)
+        tab.select_option("#setting", label="digits, malicious 1 (6 runs)")
         cell = tab.locator("#matrix tbody button[aria-label^='skymask against scaling']")
-        assert cell.inner_text() == "18.8 ± 26.5"
         cell.click()
+        assert tab.locator("#damage-table thead th").all_inner_texts() == [
+            *("defense", "seeds", "accuracy", "benign clients rejected", "malicious clients missed", "lost per round"),
+            *("worst round", "last tenth", "area, rounds", "first detection", "success at worst"),
+            *("success, last tenth", "against"),
+        ]
+        lines = {
+            line.locator("th").inner_text(): line.locator("td") for line in tab.locator("#damage-table tbody tr").all()
+        }
+        line = lines["skymask"].all_inner_texts()
+        assert line[4:8] == ["18.8 ± 26.5", "75.0 (round 2)", "37.5 ± 53.0", "0.38"]
         assert "75.0 % in the worst (round 2)" in tab.inner_text("#damage-text")
+        tab.select_option("#measure", "lost")
+        assert tab.inner_text("#matrix caption") == "Accuracy lost per round, %"
+        assert cell.inner_text() == "18.8 ± 26.5"
         tab.select_option("#measure", "worst_success")
         assert tab.locator("#matrix tbody button[aria-label^='mean against scaling']").inner_text() == "100.0"
+        tab.select_option("#setting", label="digits, malicious 2 (1 run)")
+        assert tab.locator("#damage-table tbody tr").count() == 1
+        assert "50.0" in tab.locator("#damage-table tbody td").all_inner_texts()  # against the same run
+        assert "success" not in tab.inner_text("#damage-table thead")  # there is no backdoor
         assert said == []

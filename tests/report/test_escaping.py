@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
@@ -116,20 +117,24 @@ def test_all_figures_are_drawn(tmp_path: Path) -> None:
     lines = {n: [record(k, 0.5, diagnosis=diagnosis()) for k in range(2)] for n in NASTY.values()}
     few = {name: lines[name] for name in list(lines)[:4]}
     runs = dict.fromkeys(list(lines)[:2], few)
-    figures.accuracy_over_rounds({NASTY["dollars"]: lines}, tmp_path / "a.png", failures=True)
-    figures.rates_over_rounds(runs, tmp_path / "b.png")
-    figures.rates_against({n: {"$ = 1": lines[n], "$ = 2": lines[n]} for n in list(lines)[:2]}, tmp_path / "c.png")
+    seeds = {name: [records] for name, records in lines.items()}
+    figures.accuracy_over_rounds({NASTY["dollars"]: seeds}, tmp_path / "a.png", failures=True)
+    fpr = {a: {d: [records] for d, records in line.items()} for a, line in runs.items()}
+    figures.over_rounds(fpr, "false_positive_rate", tmp_path / "b.png", title=NASTY["dollars"])
+    figures.rates_against({n: {"$ = 1": seeds[n], "$ = 2": seeds[n]} for n in list(lines)[:2]}, tmp_path / "c.png")
     figures.heat_map({(a, b): 0.5 for a in few for b in lines}, tmp_path / "d.png", NASTY["dollars"])
     figures.mask_scatter(runs, tmp_path / "e.png")
     figures.layers_kept(few, tmp_path / "f.png")
     for letter in "abcdef":
         assert imread(tmp_path / f"{letter}.png")[..., :3].std() > 0.02
+        assert (tmp_path / f"{letter}.pdf").read_bytes().startswith(b"%PDF")
+        ElementTree.parse(tmp_path / f"{letter}.svg")
 
 
 def test_long_names_that_look_alike_once_shortened_are_numbered() -> None:
     a, b = "n" * 50 + "a" + "n" * 50, "n" * 50 + "b" + "n" * 50
     styles = Styles.of([b, a, "mean"])
-    assert styles.label("mean") == "mean"
+    assert styles.label("mean") == "FedAvg"
     assert [styles.label(name)[-4:] for name in (a, b)] == [" (1)", " (2)"]
 
 

@@ -154,7 +154,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         **{"clip_norm": 1.0, "clip_value": 1.0, "proximal": 0.1, "loss": "batch", "batch_norm": "local"},
         "precision": "tf32",
     },
-    "server": {"learning_rate": 0.1, "optimizer": Component(name="Adam")},
+    "server": {"learning_rate": 0.1, "optimizer": Component(name="Adam"), "weighting": "samples", "weight_cap": 2.0},
     "root": {"size": 20, "bias": 0.5, "label": 1, "shift": 1, "wrong_labels": 0.1, "noise": 0.1},
     "odd": {"kind": "noise", "clients": 2, "amount": 0.2},
 }

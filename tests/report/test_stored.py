@@ -146,7 +146,7 @@ class TestMemory:
         assert more - few < 28 * size / 3  # far less than the files; their records would be several times as large
 
     def test_figures_and_tables_take_records_in_memory_too(self, tmp_path: Path) -> None:
-        figures.accuracy_over_rounds({"x": {"mean": [record(0, 0.5), record(1, 0.6)]}}, tmp_path / "p.png")
+        figures.accuracy_over_rounds({"x": {"mean": [[record(0, 0.5), record(1, 0.6)]]}}, tmp_path / "p.png")
         assert (tmp_path / "p.png").exists()
 
 

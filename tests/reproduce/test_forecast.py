@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from fedsieve.cli import app
 from fedsieve.cli.options import out
-from fedsieve.cli.reproduce import duration
 from fedsieve.config.experiment import Experiment
 from fedsieve.federation.server import Server
 from fedsieve.federation.simulation import Simulation
+from fedsieve.report.text import duration
 from fedsieve.reproduce import SUITES
 from fedsieve.reproduce.forecast import PROCESS, Outlook, forecast, rounds_done
 from fedsieve.reproduce.pace import MEASURED, RECORDS, SIMILAR, of_round

@@ -59,7 +59,7 @@ SKYMASK: dict[str, Any] = {
     "defense": {"name": "skymask", "mask_steps": 3},
 }
 TINY: dict[str, Any] = {"dataset": "digits", "clients": 6, "rounds": 3, "evaluate_every": 3, "defense": "mean"}
-FILES = ["checkpoint.safetensors", "environment.json", "experiment.yaml", "records.jsonl"]
+FILES = ["checkpoint.safetensors", "environment.json", "experiment.yaml", "records.jsonl", "scores.json"]
 
 
 class KilledError(Exception):
@@ -95,7 +95,8 @@ def saved(out: Path) -> dict[str, Tensor]:
 
 def assert_same_run(one: Path, two: Path) -> None:
     assert without_seconds(one) == without_seconds(two)
-    assert (one / "experiment.yaml").read_bytes() == (two / "experiment.yaml").read_bytes()
+    for name in ("experiment.yaml", "scores.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
     a, b = saved(one), saved(two)
     assert set(a) == set(b) != set()
     for name, tensor in a.items():

@@ -3,10 +3,12 @@
 import os
 import sys
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from fedsieve.cli.audit import audit
 from fedsieve.cli.data import data_app
 from fedsieve.cli.list import list_
 from fedsieve.cli.options import err, say
@@ -21,14 +23,37 @@ from fedsieve.core.escaping import printable
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # else square brackets in help texts are markup, and lines are cut off
     help="Federated learning that survives malicious clients.",
 )
-for command in (run, sweep, report, reproduce, watch):
-    app.command()(command)
-app.command("list")(list_)
+# in the overview of all commands, where the first line of a docstring would be cut off
+app.command(short_help="Run one experiment.")(run)
+app.command(short_help="Run a grid of experiments.")(sweep)
+app.command(short_help="Make tables, figures and a page of runs.")(report)
+app.command(short_help="Find out which of your sites is off.")(audit)
+app.command(short_help="Rerun a published table or figure.")(reproduce)
+app.command(short_help="Show a running experiment.")(watch)
+app.command("list", short_help="Print what there is, and what it needs.")(list_)
 app.add_typer(data_app, name="data")
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fedsieve {version('fedsieve')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -40,7 +65,7 @@ def main() -> None:
     try:
         try:
             with announced(say):
-                app()
+                app(prog_name="fedsieve")
         finally:
             sys.stdout.flush()
     except StorageError as error:

@@ -11,7 +11,7 @@ from rich.text import Text
 from fedsieve.cli.options import JsonFlag, out
 from fedsieve.core.escaping import printable
 
-data_app = typer.Typer(no_args_is_help=True, help="List, download and check datasets.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, download and check datasets.")
 
 
 @data_app.command("list")
@@ -40,7 +40,7 @@ def data_list(as_json: JsonFlag = False) -> None:
     out.print(table)
 
 
-@data_app.command()
+@data_app.command(short_help="Download missing files, and check them.")
 def fetch(names: Annotated[list[str], typer.Argument(help="Datasets, or all.")]) -> None:
     """Download original files that are missing or damaged, and check them."""
     from fedsieve.data.store import data_folder

@@ -43,7 +43,8 @@ def list_(
                 lines += [traits.paper] if traits.paper else []
                 lines += [f"breaks at: {traits.breaks_at}"] if traits.breaks_at else []
                 lines += [f"cost: {traits.cost}"] if traits.cost else []
-                lines += [f"{k} = {_short(v)}" for k, v in entry.parameters.items()]
+                about = {k: f": {text}" for k, text in entry.about.items()}
+                lines += [f"{k} = {_short(v)}{about.get(k, '')}" for k, v in entry.parameters.items()]
             what = Text("\n").join([Text(printable(traits.summary)), *(Text(printable(line), "dim") for line in lines)])
             needs = [*traits.needs, *([traits.bound] if traits.bound else [])]
             kinds = [entry.stage or ", ".join(entry.targets)] if title in _COLUMNS else []
@@ -56,7 +57,7 @@ def list_(
 
 def _as_json(kind: str, entry: Entry) -> dict[str, Any]:
     """One entry as ``--json`` prints it; ``stage`` is of defenses only, ``targets`` of attacks only."""
-    found = {"name": entry.name, **asdict(entry.traits), "parameters": entry.parameters}
+    found = {"name": entry.name, **asdict(entry.traits), "parameters": entry.parameters, "about": entry.about}
     if kind == "defenses":
         found["stage"] = entry.stage
     if kind == "attacks":

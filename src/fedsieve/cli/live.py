@@ -13,10 +13,9 @@ from rich.text import Text
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.escaping import printable
 from fedsieve.core.records import RoundRecord
 from fedsieve.report.escaping import shortened, terminal
-from fedsieve.report.text import percent
+from fedsieve.report.text import duration, heading, percent
 from fedsieve.runs.directory import RunDirectory
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -46,12 +45,13 @@ def watch(path: Path, console: Console, interval: float = 1.0, once: bool = Fals
         )
     experiment, seen = Experiment.recorded(path / "experiment.yaml"), _Seen(path)
     seen.read()
+    width = max(10, min(60, console.width - 30))  # beside a rate and its name
     if once:
-        console.print(_shown(experiment, seen))
+        console.print(_shown(experiment, seen, width))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_shown(experiment, seen), refresh=True)
+            live.update(_shown(experiment, seen, width), refresh=True)
             if seen.rounds >= experiment.rounds:
                 return
             time.sleep(interval)
@@ -63,13 +63,19 @@ class _Seen:
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, 0
+        self._names: tuple[str, ...] = ()
         self._clear()
+
+    def name(self, client: int) -> str:
+        """A client's name, or its number."""
+        return self._names[client] if 0 <= client < len(self._names) else str(client)
 
     def _clear(self) -> None:
         self.rounds = 0
         self.last: RoundRecord | None = None
         self.pace: deque[float] = deque(maxlen=20)
         self.rates: dict[str, list[float]] = {name: [] for name in _RATES}
+        self.rejected: list[float] = []  # share of the clients, where nobody knows who is malicious
 
     def read(self) -> None:
         """Read the new records; all of them if the run has been started anew."""
@@ -79,7 +85,7 @@ class _Seen:
             self._clear()
         if size == self._size:
             return
-        self._size = size
+        self._size, self._names = size, RunDirectory(self._path).read_names()
         for record in RunDirectory(self._path).iter_records(range(self.rounds, sys.maxsize)):
             self.rounds, self.last = self.rounds + 1, record
             self.pace.append(sum(record.seconds.values()))
@@ -87,6 +93,8 @@ class _Seen:
                 rate = getattr(record, name)
                 if rate is not None and 0 <= rate <= 1:
                     values.append(rate)
+            if record.malicious is None and record.rejected is not None and record.clients:
+                self.rejected.append(len(record.rejected) / len(record.clients))
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
@@ -100,38 +108,41 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
     return "".join(_BARS[round(min(max(v, 0), 1) * (len(_BARS) - 1))] for v in chosen)
 
 
-def _shown(e: Experiment, seen: _Seen) -> RenderableType:
-    """The state of a run: progress, time left, rates by round, clients rejected in the last round."""
-    head = Text.assemble(
-        (printable(e.attack.name), "bold"),
-        f" ({e.n_malicious} of {e.clients} clients malicious) against ",
-        (printable(e.defense.name), "bold"),
-        printable(f", {e.dataset.name}, {e.model.name}, seed {e.seed}"),
-    )
+def _shown(e: Experiment, seen: _Seen, width: int) -> RenderableType:
+    """The state of a run: progress, time left, rates by round in ``width`` bars, clients rejected in the last round."""
+    head = Text.from_markup(f"{heading(e)}, seed {e.seed}", emoji=False)
     rounds, pace = seen.rounds, seen.pace
     state = f"round {rounds} of {e.rounds}"
     if rounds >= e.rounds:
         state += ", finished"
     elif pace and (left := (e.rounds - rounds) * sum(pace) / len(pace)) < 1e9:  # a record may say anything
-        state += f", about {left:.0f} s left"
-    done = min(60, 60 * rounds // e.rounds)
-    parts: list[RenderableType] = [head, Text(state), Text.assemble(("━" * done, "bold"), ("━" * (60 - done), "dim"))]
+        state += f", about {duration(left)} left"
+    done = min(width, width * rounds // e.rounds)
+    parts: list[RenderableType] = [
+        head,
+        Text(state),
+        Text.assemble(("━" * done, "bold"), ("━" * (width - done), "dim")),
+    ]
     lines = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for field, name in _RATES.items():
         if values := seen.rates[field]:
-            lines.add_row(name, percent(values[-1]), sparkline(values))
+            lines.add_row(name, percent(values[-1]), sparkline(values, width))
+    if seen.rejected:
+        lines.add_row("clients rejected", percent(seen.rejected[-1]), sparkline(seen.rejected, width))
     parts.append(lines)
     last = seen.last
     if last is not None and last.rejected:
         reasons = dict(zip(last.clients, last.diagnosis.reasons, strict=False)) if last.diagnosis else {}
         rejected = Table(box=None, padding=(0, 2, 0, 0), title="rejected in the last round", title_justify="left")
-        for column in ("client", "ground truth", "reason"):
-            rejected.add_column(column, justify="left")
+        known = last.malicious is not None
+        for column in ("client", *(["ground truth"] if known else []), "reason"):
+            rejected.add_column(column, justify="left", overflow="fold")
         for client in last.rejected[:12]:
-            truth = "malicious" if client in last.malicious else "benign"
-            rejected.add_row(str(client), truth, terminal(shortened(reasons.get(client, ""), 200)))
+            truth = ["malicious" if client in (last.malicious or ()) else "benign"] if known else []
+            why = terminal(shortened(reasons.get(client, ""), 200))
+            rejected.add_row(terminal(seen.name(client)), *truth, why)
         if len(last.rejected) > 12:
-            rejected.add_row("", f"and {len(last.rejected) - 12} more", "")
+            rejected.add_row(f"and {len(last.rejected) - 12} more")
         parts.append(rejected)
     if last is not None and not last.applied:
         parts.append(terminal(f"the model was not changed: {shortened(last.note, 200)}"))

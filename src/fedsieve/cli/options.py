@@ -1,6 +1,8 @@
 """Options and helpers shared by commands. Results go to standard output, everything else to standard error."""
 
+import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
@@ -41,9 +43,67 @@ class _Errors:
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a progress bar puts itself in its place
 
 
-out = Console()
+# Columns where a file or another program reads: nothing is wrapped there, or cut off.
+_PIPED = 10_000
+out = Console(width=None if "COLUMNS" in os.environ or (sys.stdout and sys.stdout.isatty()) else _PIPED)
 err = Console(file=cast(IO[str], _Errors()))
 
+
+def registered_names(kind: str) -> Callable[[str], list[str]]:
+    """Completes the beginning of a registered name of this kind."""
+
+    def complete(incomplete: str) -> list[str]:
+        from fedsieve.config.installed import registered
+
+        *before, last = incomplete.rpartition(",")  # the stages of a chain
+        return ["".join(before) + name for name in registered(kind) if name.startswith(last)]
+
+    return complete
+
+
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any setting, e.g. attack.factor=5; of a grid, lists too, e.g. seed=[0,1]."
+    ),
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(help="A name or a file of data.", show_default="digits", autocompletion=registered_names("datasets")),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Model to train.", show_default="the dataset's", autocompletion=registered_names("models")),
+]
+AttackOption = Annotated[
+    str | None,
+    typer.Option(help="What malicious clients do.", show_default="none", autocompletion=registered_names("attacks")),
+]
+DefenseOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How the server aggregates.", show_default="skymask", autocompletion=registered_names("defenses")
+    ),
+]
+ClientsOption = Annotated[int | None, typer.Option(help="Number of clients.", show_default="the dataset's")]
+MaliciousOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER,...",
+        help="Number of malicious clients, or their share; several, as in 0.2,0.4, are a grid.",
+        show_default="a fifth",
+    ),
+]
+RoundsOption = Annotated[int | None, typer.Option(help="Number of rounds.", show_default="50")]
+SeedOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER,...", help="Decides all random numbers; several, as in 0,1,2, are a grid.", show_default="0"
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+]
 TensorBoardFlag = Annotated[
     bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into each run directory.")
 ]
@@ -95,6 +155,33 @@ def nested_settings(options: dict[str, Any], pairs: list[str]) -> dict[str, Any]
     return result
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """The settings among options, which are None where they are not given; several numbers are a list.
+
+    Raises:
+        ParameterError: If ``seed`` or ``malicious`` is something else than numbers.
+    """
+    found = {name: value for name, value in options.items() if value is not None}
+    return found | {name: _numbers(name, found[name]) for name in ("seed", "malicious") if name in found}
+
+
+def _numbers(option: str, text: str) -> Any:
+    """A number, or a list of several."""
+    from fedsieve.config.yaml_files import parse_yaml
+    from fedsieve.core.errors import ParameterError
+
+    found = []
+    for part in text.split(","):
+        try:
+            number = parse_yaml(part)
+        except ValueError:
+            number = None
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ParameterError(f"--{option} takes a number, or several as in 0,1,2; got {shown(text)}")
+        found.append(number)
+    return found[0] if len(found) == 1 else found
+
+
 def torch_device(name: str) -> "torch.device":
     """The device of that name; ``auto`` is a GPU if there is one.
 
@@ -111,5 +198,12 @@ def torch_device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ParameterError(f"can't compute on device {name!r}: {str(error).splitlines()[0]}; try cpu") from error
+        kind, colon, number = name.partition(":")
+        if kind.lower() in ("gpu", "nvidia"):
+            said = f"; did you mean cuda{colon}{number}?"
+        elif str(error).startswith("Expected one of"):  # followed by all that torch has ever heard of
+            said = "; there are auto, cpu, cuda (a GPU of NVIDIA or AMD), mps (Apple) and xpu (Intel)"
+        else:
+            said = f": {str(error).splitlines()[0]}; try cpu"
+        raise ParameterError(f"can't compute on device {name!r}{said}") from error
     return device

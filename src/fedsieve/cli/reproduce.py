@@ -4,7 +4,7 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,9 +13,6 @@ from rich.text import Text
 from fedsieve.cli.options import TensorBoardFlag, folder, out, say, torch_device
 from fedsieve.cli.swept import CheckpointOption, JobsOption, ThreadsOption, swept
 from fedsieve.core.escaping import printable
-
-if TYPE_CHECKING:
-    from fedsieve.reproduce.forecast import Outlook
 
 
 def reproduce(
@@ -54,6 +51,7 @@ def reproduce(
     Runs that are finished are not run again, and others go on where they stopped, also on another machine: copy the
     folder of run directories. Runs that a sweep elsewhere has begun are waited for.
     """
+    from fedsieve.cli import outlook
     from fedsieve.core.errors import ParameterError
     from fedsieve.data.store import data_folder
     from fedsieve.report.stored import Rounds, Stored
@@ -85,10 +83,9 @@ def reproduce(
     if dry_run:
         where = torch_device(device)
         if not quiet:
-            say(
-                "estimating; where no rounds on disk tell how long they take, a few are run, for about a minute at most"
-            )
-        _print_forecast(forecast(plan, runs, data_folder(), where, threads), str(where), jobs, threads)
+            say(outlook.ESTIMATING)
+        found = forecast(plan, runs, data_folder(), where, threads)
+        outlook.show(found, ("group", "row", "column"), str(where), jobs, threads)
         return
     cells = plan.cells()
     names = {e.key: ", ".join(map(str, label)) for label, e in cells.items()}
@@ -121,22 +118,22 @@ def reproduce(
             errors[e.key] = next(iter(stored.problems), "") if done == e.rounds else missing
             if not errors[e.key]:
                 records[e.key] = stored
-    found = compare(suite, plan, records, errors)
+    compared = compare(suite, plan, records, errors)
     options = "".join(f" --only {shlex.quote(text)}" for text in only or [])
     how = (
         f"`fedsieve reproduce {name} --scale {scale}{printable(options)}`, {_versions()}, {time.strftime('%Y-%m-%d')}."
     )
     with one_line(f"write tables and figures to {target}"):
-        (target / f"{name}.md").write_text(tables.markdown(suite, plan, found, how, part), encoding="utf-8")
-        tables.write_csv(found, target / f"{name}.csv")
+        (target / f"{name}.md").write_text(tables.markdown(suite, plan, compared, how, part), encoding="utf-8")
+        tables.write_csv(compared, target / f"{name}.csv")
         if suite.draw and records:
             suite.draw(plan, records, target / f"{name}.png")
     if part:
         out.print(Text(part))
-    for table in tables.terminal(suite, found):
+    for table in tables.terminal(suite, compared, out.width):
         out.print(table)
         out.print()
-    out.print(Text("\n".join(tables.notes(plan, found))))
+    out.print(Text("\n".join(tables.notes(plan, compared))))
     out.print(Text(f"{printable(str(target))} ({time.perf_counter() - start:.0f} s)"), soft_wrap=True)
     if any(errors.values()):
         raise typer.Exit(1)
@@ -145,52 +142,6 @@ def reproduce(
 def _slug(text: str) -> str:
     """A text as a part of a folder's name."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "only"
-
-
-def _print_forecast(cells: "list[Outlook]", device: str, jobs: int, threads: int) -> None:
-    """Print what is left to run."""
-    from fedsieve.reproduce.forecast import PROCESS
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("group", "row", "column", "seeds", "rounds", "clients", "state", "time left", "from", "memory"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("rounds", "clients") else "left")
-    for cell in cells:
-        e = cell.experiments[0]
-        seeds = ", ".join(str(other.seed) for other in cell.experiments)
-        left = "" if not cell.left else "?" if cell.seconds is None else duration(cell.left * cell.seconds)
-        memory = "" if not cell.left else "?" if cell.memory is None else f"{cell.memory / 1e9:.1f} GB"
-        source = cell.source.partition(":")[0]  # why it is not known is said below
-        row = cell.row if cell.shown else f"{cell.row} (not shown)"
-        labels = [Text(printable(label)) for label in (cell.group, row, cell.column)]
-        numbers = [seeds, f"{e.rounds:,}", f"{e.clients_per_round:,}", cell.state, left, source, memory]
-        table.add_row(*labels, *(Text(printable(text)) for text in numbers))
-    out.print(table)
-    waiting = [cell for cell in cells if cell.left]
-    known = [cell.left * cell.seconds for cell in waiting if cell.seconds is not None]
-    runs = [n < e.rounds for cell in cells for e, n in zip(cell.experiments, cell.done, strict=True)]
-    said = [f"{sum(runs):,} of {len(runs):,} runs are not finished"]
-    if known:
-        threaded = f"{threads} thread{'s' if threads > 1 else ''} each"
-        said += [
-            f"about {duration(sum(known))} on {device}, {threaded}, one after another; --jobs {jobs} shares it out"
-        ]
-    if unknown := [cell.source for cell in waiting if cell.seconds is None]:
-        said += [f"{len(unknown)} cells without an estimate are not counted ({unknown[0]})"]
-    if waiting:
-        said += [f"memory is what a run needs at least: {PROCESS / 1e9:.1f} GB, the data twice, model and updates"]
-    out.print(Text(printable(". ".join(text[0].upper() + text[1:] for text in said) + ".")), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit in which they are easy to read.
-
-    >>> duration(0.25), duration(90.0), duration(5400.0), duration(9000.0), duration(3e5)
-    ('0 s', '90 s', '90 min', '2.5 h', '3.5 days')
-    """
-    for unit, size in (("s", 1), ("min", 60)):
-        if seconds < 100 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _versions() -> str:

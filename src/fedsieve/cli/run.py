@@ -10,7 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from fedsieve.cli.options import ImportsFlag, JsonFlag, TensorBoardFlag, err, folder, nested_settings, out, torch_device
+from fedsieve.cli.options import (
+    AttackOption,
+    ClientsOption,
+    DatasetOption,
+    DefenseOption,
+    DeviceOption,
+    ImportsFlag,
+    JsonFlag,
+    MaliciousOption,
+    ModelOption,
+    RoundsOption,
+    SeedOption,
+    SettingsOption,
+    TensorBoardFlag,
+    err,
+    folder,
+    given,
+    nested_settings,
+    out,
+    torch_device,
+)
+from fedsieve.cli.swept import grid_of, play_all
 from fedsieve.core.escaping import printable
 from fedsieve.runs.signals import interruptible
 
@@ -21,20 +42,16 @@ if TYPE_CHECKING:
 
 def run(
     file: Annotated[Path | None, typer.Argument(help="An experiment as a YAML file; options override it.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. attack.factor=5.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name or a file of data.", show_default="digits")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to train.", show_default="the dataset's")] = None,
-    attack: Annotated[str | None, typer.Option(help="What malicious clients do.", show_default="none")] = None,
-    defense: Annotated[str | None, typer.Option(help="How the server aggregates.", show_default="skymask")] = None,
-    clients: Annotated[int | None, typer.Option(help="Number of clients.", show_default="the dataset's")] = None,
-    malicious: Annotated[
-        float | None, typer.Option(help="Number of malicious clients, or their share.", show_default="a fifth")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Number of rounds.", show_default="50")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides all random numbers.", show_default="0")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    settings: SettingsOption = None,
+    dataset: DatasetOption = None,
+    model: ModelOption = None,
+    attack: AttackOption = None,
+    defense: DefenseOption = None,
+    clients: ClientsOption = None,
+    malicious: MaliciousOption = None,
+    rounds: RoundsOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
     directory: Annotated[
         Path | None,
         typer.Option(
@@ -48,6 +65,14 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option("--checkpoint-every", metavar="SECONDS", help="Time between checkpoints.", min=0)
     ] = 60.0,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=folder,
+            help="Write the final model there, a state dict as .safetensors, and say how to load it.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -64,25 +89,47 @@ def run(
 ) -> None:
     """Run one experiment: an attack against a defense in a simulated federation."""
     from fedsieve.config.experiment import Experiment
+    from fedsieve.config.yaml_files import read_yaml
+    from fedsieve.core.errors import ParameterError
+    from fedsieve.runs.grid import several
 
-    options = {
-        "dataset": dataset,
-        "model": model,
-        "attack": attack,
-        "defense": defense,
-        "clients": clients,
-        "malicious": malicious,
-        "rounds": rounds,
-        "seed": seed,
-    }
-    chosen = nested_settings({k: v for k, v in options.items() if v is not None}, settings or [])
+    options = given(
+        dataset=dataset,
+        model=model,
+        attack=attack,
+        defense=defense,
+        clients=clients,
+        malicious=malicious,
+        rounds=rounds,
+        seed=seed,
+    )
+    chosen = nested_settings(options, settings or [])
+    if file and (lists := several(read_yaml(file))):
+        raise ParameterError(f"{file} is a grid, with a list for {', '.join(lists)}: fedsieve sweep {file} runs it")
+    if lists := several(chosen):
+        if fresh:
+            raise ParameterError(f"--fresh replaces one run, and the lists for {', '.join(lists)} make several")
+        if export:
+            raise ParameterError(f"--export writes one model, and the lists for {', '.join(lists)} make several")
+        play_all(
+            grid_of(file, chosen, allow_imports, chain=True),
+            directory or Path("runs"),
+            jobs=1,
+            threads=threads or _cores(),
+            device=device,
+            checkpoint_every=checkpoint_every,
+            tensorboard=tensorboard,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
     experiment = Experiment.read(file, chosen, allow_imports) if file else Experiment.of(chosen)
     target = directory or Path("runs") / experiment.key
     if resume and directory is None:
         _refuse_to_start_over(target, experiment)
     if threads:
         _use(threads)
-    start, reading = time.perf_counter(), ""
+    start, reading, load = time.perf_counter(), "", ""
     with interruptible() as interruption, ExitStack() as stack:
 
         def started(text: str) -> None:
@@ -90,6 +137,10 @@ def run(
             reading = text
             if text and not quiet:
                 _say(text, "dim")
+
+        def written(line: str) -> None:
+            nonlocal load
+            load = line
 
         try:
             summary = _played(
@@ -103,6 +154,8 @@ def run(
                 resume=resume,
                 fresh=fresh,
                 checkpoint_every=checkpoint_every,
+                export=export,
+                on_export=written,
                 on_start=started,
                 on_note=_say,
             )
@@ -112,7 +165,9 @@ def run(
             for note in getattr(error, "__notes__", ()):
                 _say(note)
             raise typer.Exit(interruption.code) from None
-    _report(experiment, target, summary, reading, time.perf_counter() - start, as_json)
+    seconds = time.perf_counter() - start
+    exported = {"file": str(export), "load": load} if export else None
+    _report(experiment, target, summary, exported, as_json, reading=reading, seconds=seconds)
 
 
 def _played(
@@ -130,10 +185,11 @@ def _played(
     from fedsieve.cli.progress import RunProgress
     from fedsieve.data.store import data_folder
     from fedsieve.report.tensorboard import TensorBoard
+    from fedsieve.runs.directory import RunDirectory
     from fedsieve.runs.run import run as run_experiment
 
     where = torch_device(device)
-    progress = RunProgress(err, experiment.rounds, experiment.dataset.name, hidden=quiet)
+    progress = RunProgress(err, experiment.rounds, experiment.dataset.name, RunDirectory(out).read_names, hidden=quiet)
     displays: list[Callable[[RoundRecord], None]] = [stack.enter_context(progress).show]
     if tensorboard:
         displays.append(stack.enter_context(closing(TensorBoard(out))).show)
@@ -149,23 +205,38 @@ def _played(
 
 
 def _report(
-    experiment: "Experiment", target: Path, summary: dict[str, Any], reading: str, seconds: float, as_json: bool
+    experiment: "Experiment",
+    target: Path,
+    summary: dict[str, Any],
+    exported: dict[str, str] | None,
+    as_json: bool,
+    **known: Any,
 ) -> None:
     """Print the results of a run, and to standard error what is wrong with them."""
-    from fedsieve.report import flags, text
+    from fedsieve.report import flags, scores, text
     from fedsieve.runs.directory import RunDirectory
 
-    result = text.as_json(experiment, RunDirectory(target).iter_records(), summary, reading, seconds, str(target))
+    directory = RunDirectory(target)
+    names, final = directory.read_names(), directory.read_scores(experiment.rounds)
+    known |= {"run_dir": str(target), "names": names, "scores": final}
+    result = {**text.as_json(experiment, directory.iter_records(), summary, **known), "export": exported}
     if warning := text.warning(result):
         _say(f"warning: {warning}", "bold yellow")
-    raised = flags.of_run(experiment, summary, result["rounds"], str(target))
+    raised = flags.of_run(experiment, summary, result["rounds"], str(target), names)
     for line in flags.lines(raised):
         _say(line, "yellow")
     if as_json:
         typer.echo(json.dumps({**result, "flags": [flag.as_json() for flag in raised]}))
     else:
         out.print(f"{text.heading(experiment)}, {result['rounds']} rounds, seed {experiment.seed}")
-        out.print(text.closing(result))
+        out.print(text.closing(result, names))
+        for table in scores.tables(final) if final else []:
+            out.print()
+            out.print(table)
+        if exported:
+            out.print(
+                Text(f"\n{exported['file']} holds the final model; in Python:\n{exported['load']}"), soft_wrap=True
+            )
 
 
 def _refuse_to_start_over(target: Path, experiment: "Experiment") -> None:
@@ -182,6 +253,13 @@ def _refuse_to_start_over(target: Path, experiment: "Experiment") -> None:
             f"nothing to resume in {target}, but {other} holds this run with another number of rounds; "
             f"--out {other} continues it"
         )
+
+
+def _cores() -> int:
+    """Threads that one run computes with by itself."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _use(threads: int) -> None:

@@ -1,33 +1,58 @@
 """``fedsieve sweep``."""
 
 import json
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from fedsieve.cli.options import ImportsFlag, JsonFlag, TensorBoardFlag, folder, nested_settings, out
-from fedsieve.cli.swept import CheckpointOption, JobsOption, ThreadsOption, swept
-from fedsieve.core.escaping import printable
-
-if TYPE_CHECKING:
-    from fedsieve.config.experiment import Experiment
+from fedsieve.cli.options import (
+    AttackOption,
+    ClientsOption,
+    DatasetOption,
+    DefenseOption,
+    DeviceOption,
+    ImportsFlag,
+    JsonFlag,
+    MaliciousOption,
+    ModelOption,
+    RoundsOption,
+    SeedOption,
+    SettingsOption,
+    TensorBoardFlag,
+    folder,
+    given,
+    nested_settings,
+    say,
+    torch_device,
+)
+from fedsieve.cli.swept import CheckpointOption, JobsOption, ThreadsOption, grid_of, play_all
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A grid as a YAML file: an experiment with lists of values.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the grid, e.g. seed=[0,1].")
+    file: Annotated[
+        Path | None, typer.Argument(help="A grid as a YAML file: an experiment with lists of values.")
     ] = None,
+    settings: SettingsOption = None,
+    dataset: DatasetOption = None,
+    model: ModelOption = None,
+    attack: AttackOption = None,
+    defense: DefenseOption = None,
+    clients: ClientsOption = None,
+    malicious: MaliciousOption = None,
+    rounds: RoundsOption = None,
+    seed: SeedOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Run nothing; print the cells, what is left to run, and how long it takes."),
+    ] = False,
     directory: Annotated[Path, typer.Option("--out", parser=folder, help="Folder for run directories.")] = Path("runs"),
     jobs: JobsOption = 2,
     threads: ThreadsOption = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead (auto: the one here).")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     checkpoint_every: CheckpointOption = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that another sweep has begun.")] = False,
     allow_imports: ImportsFlag = False,
@@ -39,17 +64,37 @@ def sweep(
 
     Runs that another sweep has begun are left to it, and count as "elsewhere".
     """
-    from fedsieve.config.imports import named_in
-    from fedsieve.config.yaml_files import read_yaml
-    from fedsieve.runs.grid import expand
+    from fedsieve.core.errors import ParameterError
 
-    grid, typed = read_yaml(file), nested_settings({}, settings or [])
-    with named_in(file, grid, typed, allow_imports):
-        experiments = expand(nested_settings(grid, settings or []))
-    names = {e.key: _name(e) for e in experiments}
-    ends = swept(
+    options = given(
+        dataset=dataset,
+        model=model,
+        attack=attack,
+        defense=defense,
+        clients=clients,
+        malicious=malicious,
+        rounds=rounds,
+        seed=seed,
+    )
+    if not (file or options or settings):
+        raise ParameterError("a sweep needs a grid: a YAML file with lists of values, or options such as --seed 0,1,2")
+    experiments = grid_of(file, nested_settings(options, settings or []), allow_imports)
+    if dry_run:
+        from fedsieve.cli import outlook
+        from fedsieve.data.store import data_folder
+        from fedsieve.reproduce.forecast import as_cells, forecast_cells
+
+        where = torch_device(device)
+        if not quiet:
+            say(outlook.ESTIMATING)
+        found = forecast_cells(as_cells(experiments), directory, data_folder(), where, threads)
+        if as_json:
+            typer.echo(json.dumps(outlook.as_json(found)))
+        else:
+            outlook.show(found, ("settings", "attack", "defense"), str(where), jobs, threads)
+        return
+    play_all(
         experiments,
-        names,
         directory,
         jobs=jobs,
         threads=threads,
@@ -57,34 +102,7 @@ def sweep(
         device=device,
         checkpoint_every=checkpoint_every,
         wait=wait,
-        quiet=quiet,
         tensorboard=tensorboard,
-    )
-    states = {key: "finished" if end.finished else end.kind for key, end in ends.items()}
-    counts = {state: list(states.values()).count(state) for state in ("finished", "failed", "elsewhere")}
-    if as_json:
-        cells = [
-            {"key": k, "name": names[k], "run_dir": str(directory / k), "state": states[k], "error": end.error}
-            for k, end in ends.items()
-        ]
-        typer.echo(json.dumps({"cells": cells, **counts}))
-    else:
-        for key, end in ends.items():
-            if end.kind == "failed":
-                why = printable(end.error.strip().splitlines()[-1])
-                out.print(Text.assemble((printable(names[key]), "red"), f" ({key}): {why}"), soft_wrap=True)
-        elsewhere = f", {counts['elsewhere']} run elsewhere" if counts["elsewhere"] else ""
-        out.print(f"{counts['finished']} of {len(ends)} runs are finished{elsewhere}")
-        where = printable(shlex.quote(str(directory)))
-        out.print(Text(f"fedsieve report {where} makes a report"), soft_wrap=True)
-    if counts["failed"]:
-        raise typer.Exit(1)
-
-
-def _name(experiment: "Experiment") -> str:
-    """Name of a cell in progress bars and error messages."""
-    share = f"{experiment.n_malicious} of {experiment.clients}"
-    return (
-        f"{experiment.attack.name} / {experiment.defense.name}, {experiment.dataset.name}, "
-        f"{experiment.partition.name}, {share}, seed {experiment.seed}"
+        as_json=as_json,
+        quiet=quiet,
     )

@@ -1,14 +1,16 @@
-"""Runs many experiments with progress bars, for ``sweep`` and ``reproduce``, and the options that both have."""
+"""Runs many experiments with progress bars, for ``sweep``, ``run`` and ``reproduce``, and options that these share."""
 
+import json
+import shlex
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from fedsieve.cli.options import err, torch_device
+from fedsieve.cli.options import err, out, torch_device
 from fedsieve.core.escaping import printable
 
 if TYPE_CHECKING:
@@ -32,12 +34,12 @@ def swept(
     *,
     jobs: int,
     threads: int,
-    ray: str | None,
     device: str,
     checkpoint_every: float,
-    wait: bool,
     quiet: bool,
     tensorboard: bool,
+    ray: str | None = None,
+    wait: bool = False,
 ) -> "dict[str, Event]":
     """Run experiments with progress bars.
 
@@ -47,12 +49,12 @@ def swept(
         directory: Folder of their run directories.
         jobs: Number of worker processes.
         threads: Number of threads of each run.
-        ray: Address of a Ray cluster to use instead of worker processes, or None.
         device: Name of the device, or ``auto``.
         checkpoint_every: Seconds of computing between the checkpoints of a run.
-        wait: Wait for the cells that other processes run.
         quiet: Don't show progress.
         tensorboard: Write scalars for TensorBoard.
+        ray: Address of a Ray cluster to use instead of worker processes, or None.
+        wait: Wait for the cells that other processes run.
 
     Returns:
         The event with which each cell ended, by key.
@@ -98,3 +100,90 @@ def swept(
             with suppress(OSError):  # a terminal that is gone
                 err.print(Text(said), soft_wrap=True)
             raise typer.Exit(interruption.code) from None
+
+
+def grid_of(
+    file: Path | None, chosen: "dict[str, Any]", allow_imports: bool, chain: bool = False
+) -> "list[Experiment]":
+    """The experiments of a grid.
+
+    Args:
+        file: Its YAML file, if it has one.
+        chosen: Settings that replace those of the file.
+        allow_imports: Load classes that only the file names.
+        chain: A list of defenses is a chain, as in a single experiment, and not a list of choices.
+
+    Raises:
+        FedSieveError: If a setting is wrong, or there are too many cells.
+    """
+    from fedsieve.config.imports import named_in
+    from fedsieve.config.merging import merged
+    from fedsieve.config.yaml_files import read_yaml
+    from fedsieve.runs.grid import expand, several
+
+    found = read_yaml(file) if file else {}
+    grid = merged(found, chosen)
+    if chain and isinstance(defense := grid.get("defense"), list) and "defense" not in several(grid):
+        grid["defense"] = [defense]
+    with named_in(file or Path(), found, chosen, allow_imports):
+        return expand(grid)
+
+
+def play_all(experiments: "list[Experiment]", directory: Path, *, as_json: bool, **how: Any) -> None:
+    """Run a grid, and print how its cells ended.
+
+    Args:
+        experiments: The cells.
+        directory: Folder of their run directories.
+        as_json: Print one JSON object.
+        how: What else :func:`swept` takes.
+
+    Raises:
+        typer.Exit: With code 1 if a cell has failed.
+    """
+    names = {e.key: _name(e) for e in experiments}
+    ends = swept(experiments, short_names(experiments), directory, **how)
+    states = {key: "finished" if end.finished else end.kind for key, end in ends.items()}
+    counts = {state: list(states.values()).count(state) for state in ("finished", "failed", "elsewhere")}
+    if as_json:
+        cells = [
+            {"key": k, "name": names[k], "run_dir": str(directory / k), "state": states[k], "error": end.error}
+            for k, end in ends.items()
+        ]
+        typer.echo(json.dumps({"cells": cells, **counts}))
+    else:
+        for key, end in ends.items():
+            if end.kind == "failed":
+                why = printable(end.error.strip().splitlines()[-1])
+                out.print(Text.assemble((printable(names[key]), "red"), f" ({key}): {why}"), soft_wrap=True)
+        elsewhere = f", {counts['elsewhere']} run elsewhere" if counts["elsewhere"] else ""
+        out.print(f"{counts['finished']} of {len(ends)} runs are finished{elsewhere}")
+        where = printable(shlex.quote(str(directory)))
+        out.print(Text(f"fedsieve report {where} makes a report"), soft_wrap=True)
+    if counts["failed"]:
+        raise typer.Exit(1)
+
+
+def _name(experiment: "Experiment") -> str:
+    """Name of a cell in error messages."""
+    share = f"{experiment.n_malicious} of {experiment.clients}"
+    return (
+        f"{experiment.attack.name} / {experiment.defense.name}, {experiment.dataset.name}, "
+        f"{experiment.partition.name}, {share}, seed {experiment.seed}"
+    )
+
+
+def short_names(experiments: "list[Experiment]") -> dict[str, str]:
+    """Name of each cell beside the others of its grid, by key: attack and defense, and what differs between cells."""
+    from fedsieve.report.settings import component, differing, setting
+
+    settings = [setting(e) for e in experiments]
+    keys = [key for key in differing(settings) if key != "dataset" or len({e.dataset.name for e in experiments}) > 1]
+    seeds = len({e.seed for e in experiments}) > 1
+    names = {}
+    for e, found in zip(experiments, settings, strict=True):
+        said = [found[key] if key == "dataset" else f"{key} {found.get(key, 'default')}" for key in keys]
+        said += [f"seed {e.seed}"] * seeds
+        both = f"{component('attack', e.attack, e.dataset.name)} / {component('defense', e.defense, e.dataset.name)}"
+        names[e.key] = ", ".join([both, *said])
+    return names

@@ -5,10 +5,12 @@ does not state these things in literals, such as a third party's with a computed
 """
 
 import ast
+import re
 from collections.abc import Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from inspect import cleandoc
 from typing import Any
 
 from fedsieve.config.imports import source
@@ -32,6 +34,7 @@ class Entry:
         parameters: Default value of each parameter; names of components where the component is made of others.
         stage: Of a defense: ``detector``, ``pre-aggregator`` or ``aggregator``; else "".
         targets: What an attack changes: ``data``, ``updates`` or both; else empty.
+        about: What each parameter is, in one sentence, as far as the class's docstring says it.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Entry:
     parameters: Mapping[str, Any]
     stage: str = ""
     targets: tuple[str, ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def entries(kind: str) -> list[Entry]:
@@ -86,7 +90,7 @@ def _read(kind: str, point: EntryPoint) -> Entry:
     if kind == "models":
         defaults = {name: node for name, node in defaults.items() if name not in MODEL_ARGUMENTS}
     parameters = {name: parts[name] if name in parts else _value(node, scope) for name, node in defaults.items()}
-    return _made(kind, point.name, traits, parameters, methods)
+    return _made(kind, point.name, traits, parameters, methods, _docs(cls))
 
 
 def _arguments(function: ast.FunctionDef) -> dict[str, ast.expr | None]:
@@ -113,10 +117,39 @@ def _imported(kind: str, name: str) -> Entry:
 
     cls = registry.load(kind, name)
     parameters = {**registry.complete(kind, name, {}), **getattr(cls, "parts", {})}
-    return _made(kind, name, registry.traits(kind, name), parameters, dir(cls))
+    doc = "\n".join(cleandoc(text) for text in (cls.__doc__, getattr(vars(cls).get("__init__"), "__doc__", "")) if text)
+    return _made(kind, name, registry.traits(kind, name), parameters, dir(cls), doc)
 
 
-def _made(kind: str, name: str, traits: Traits, parameters: Mapping[str, Any], methods: Container[str]) -> Entry:
+def _made(
+    kind: str, name: str, traits: Traits, parameters: Mapping[str, Any], methods: Container[str], doc: str
+) -> Entry:
     stage = next((stage for method, stage in _STAGES.items() if method in methods), "")
     targets = tuple(target for method, target in _TARGETS.items() if method in methods)
-    return Entry(name, traits, parameters, stage * (kind == "defenses"), targets * (kind == "attacks"))
+    about = {parameter: text for parameter, text in documented(doc).items() if parameter in parameters}
+    return Entry(name, traits, parameters, stage * (kind == "defenses"), targets * (kind == "attacks"), about)
+
+
+def documented(doc: str) -> dict[str, str]:
+    """The first sentence about each attribute or argument in a docstring of Google's style, without quotes of code.
+
+    >>> documented("Attributes:" + chr(10) + "    trim: Values ``cut off``. None: f.")
+    {'trim': 'Values cut off'}
+    """
+    found: dict[str, str] = {}
+    for section in re.findall(r"^(?:Attributes|Args):\n((?:(?:[ \t]+.*)?\n?)*)", doc, re.MULTILINE):
+        for name, text in re.findall(r"^ {4}(\w+)[^:\n]*: *((?:.*\n?)(?: {5,}.*\n?)*)", section, re.MULTILINE):
+            words = " ".join(re.sub(r"``?|:\w+:", "", text).split())
+            found[name] = re.split(r"(?<=[^.]{3})\. |\.$", words, maxsplit=1)[0]
+    return found
+
+
+def _docs(cls: ast.ClassDef) -> str:
+    """The docstrings of a class and its constructor, and that of the class to which they refer for the attributes."""
+    functions = (node for node in cls.body if isinstance(node, ast.FunctionDef))
+    docs = [ast.get_docstring(cls) or ""]
+    docs += [ast.get_docstring(function) or "" for function in functions if function.name == "__init__"]
+    if other := re.search(r"Attributes as in :class:`([\w.]+)\.(\w+)`", docs[0]):
+        tree = ast.parse(source(other[1]).read_text(encoding="utf-8"))
+        docs += [_docs(found) for found in tree.body if isinstance(found, ast.ClassDef) and found.name == other[2]]
+    return "\n".join(docs)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_serializer, model_validator
 
+from fedsieve.aggregators.weighting import check_weighable
 from fedsieve.config import registry
 from fedsieve.config.imports import named_in
 from fedsieve.config.merging import in_words, merged, named, refuse_unknown, whole
@@ -62,7 +63,8 @@ class Experiment(Frozen):
     """One experiment.
 
     Attributes:
-        dataset: Registered name, or the path of a .csv, .tsv or .npz file.
+        dataset: Registered name, or the path of a table (.csv, .tsv, .txt, .xlsx, .parquet), of arrays (.npz) or of a
+            folder of images.
         model: The model that is trained; ``package.module:Class`` works too, here and for every other component.
         partition: How the training data are split among the clients.
         attack: What the malicious clients do.
@@ -107,6 +109,15 @@ class Experiment(Frozen):
     root: RootData = RootData()
     odd: Odd = Odd()
     evaluate_every: Count
+
+    def __init__(self, **settings: Any) -> None:
+        """The experiment with these settings, as :meth:`of` makes it."""
+        try:
+            BaseModel.__init__(self, **settings)
+        except ValidationError as error:
+            raise ParameterError(_in_words(error, settings)) from error
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # so that other ways in don't pass through it
 
     @model_validator(mode="before")
     @classmethod
@@ -159,6 +170,8 @@ class Experiment(Frozen):
         defense = registry.build_defense(self.defense.name, self.defense.parameters)
         if isinstance(defense, Bounded):
             defense.check(self.clients_per_round, self.assumed_malicious)
+        if self.server.weighting != "equal":
+            check_weighable(defense, self.defense.name)
         needs, attack = registry.needs("attacks", self.attack.name, self.attack.parameters), self.attack.name
         if not self.knows_defense and "defense" in needs:
             raise ValueError(f"attack {attack} must know the defense; grant it with knows_defense=true")
@@ -225,6 +238,14 @@ class Experiment(Frozen):
     def n_malicious(self) -> int:
         """Number of malicious clients; 0 without an attack."""
         return 0 if self.attack.name == "none" else self.malicious
+
+    @property
+    def truth(self) -> bool:
+        """Whether it is known who is malicious.
+
+        Of the data of a user, who made no attack, nobody knows: which of the clients is off may be what is asked.
+        """
+        return self.attack.name != "none" or "file" not in self.dataset.parameters
 
     @property
     def key(self) -> str:

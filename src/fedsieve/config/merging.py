@@ -2,23 +2,25 @@
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fedsieve.config.settings import Component, Local, Odd, RootData, ServerSide, as_component
+from fedsieve.config.settings import Component, Frozen, Local, Odd, RootData, ServerSide, as_component
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.escaping import printable, shown
+from fedsieve.core.nearest import hint, nearest
 
 
 def named(setting: str, value: Any, default: str) -> dict[str, Any]:
     """A component as a mapping with a name.
 
-    Parameters without a name belong to ``default``. The path of a data file becomes the dataset that reads it.
+    Parameters without a name belong to ``default``. The path of a data file, or of a folder with a slash in it, becomes
+    the dataset that reads it.
 
-    >>> named("dataset", "a/table.tsv", "digits")
-    {'name': 'csv', 'file': 'a/table.tsv'}
+    >>> named("dataset", "a/table.tsv", "digits"), named("dataset", "scans/", "digits")
+    ({'name': 'csv', 'file': 'a/table.tsv'}, {'name': 'images', 'file': 'scans/'})
 
     Raises:
         ParameterError: If ``value`` is neither a name nor a mapping; names ``setting``.
@@ -32,11 +34,30 @@ def named(setting: str, value: Any, default: str) -> dict[str, Any]:
             f"{setting}: a name, or a mapping with a name and parameters, was expected, got {shown(value)}"
         )
     named = {"name": default, **value}
-    if setting == "dataset" and (file := re.search(r"\.(csv|tsv|npz)(\.gz)?$", named["name"], re.IGNORECASE)):
-        named = {**named, "name": "npz" if file[1].lower() == "npz" else "csv", "file": named["name"]}
+    if setting == "dataset" and (loader := _loader(named["name"])):
+        named = {**named, "name": loader, "file": named["name"]}
     return named
 
 
+def _loader(path: str) -> str:
+    """The dataset that reads this path; "" for a name."""
+    if re.search(r"\.(csv|tsv|tab|txt)(\.gz)?$|\.(xlsx|xlsm|parquet|pq)$", path, re.IGNORECASE):
+        return "csv"
+    if re.search(r"\.npz(\.gz)?$", path, re.IGNORECASE):
+        return "npz"
+    # a name is never a folder, even where there is one of this name
+    return "images" if path.endswith(("/", "\\")) or ("/" in path and _is_folder(path)) else ""
+
+
+def _is_folder(path: str) -> bool:
+    """Whether this is the path of a folder."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+_SECTIONS: Mapping[str, type[Frozen]] = {"local": Local, "server": ServerSide, "root": RootData, "odd": Odd}
 _INTEGER = TypeAdapter(Annotated[int, Field(ge=-(2**63), lt=2**63)])
 _MAX_LEVELS = 50
 
@@ -101,9 +122,13 @@ def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], prefix: s
     """Raise :class:`ParameterError` for the first key that is not ``known``; it lists the nearest ones."""
     for key in given:
         if key not in known:
-            near = get_close_matches(str(key), known, n=3, cutoff=0.5)
-            have = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-            raise ParameterError(f"unknown setting {prefix}{printable(str(key)):.100}; {have}")
+            below = [
+                f"{section}.{key}"
+                for section in sorted(_SECTIONS.keys() & known.keys())
+                if key in _SECTIONS[section].model_fields
+            ]
+            said = f"did you mean {' or '.join(below)}?" if below else hint(key, known)
+            raise ParameterError(f"unknown setting {prefix}{printable(str(key)):.100}; {said}")
 
 
 def in_words(error: Any) -> str:
@@ -111,15 +136,10 @@ def in_words(error: Any) -> str:
     where = printable(".".join(str(part) for part in error["loc"]))[:100]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        known = {
-            "local": Local.model_fields,
-            "server": ServerSide.model_fields,
-            "root": RootData.model_fields,
-            "odd": Odd.model_fields,
-        }
-        near = get_close_matches(str(error["loc"][-1]), known.get(str(error["loc"][0]), {}), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"unknown setting {where}{hint}"
+        known = ", ".join(_SECTIONS[str(error["loc"][0])].model_fields)
+        near = nearest(error["loc"][-1], known.split(", "), cutoff=0.4)
+        meant = f"did you mean {' or '.join(near)}? There" if near else "there"
+        return f"unknown setting {where}; {meant} are {known}"
     if not where:
         return str(message)
     return f"{where}: {message}" + (

@@ -8,7 +8,6 @@ for a name. Several defenses form a chain: ``skymask,trimmed-mean``.
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint
 from typing import Any, Literal, get_type_hints
@@ -24,6 +23,7 @@ from fedsieve.config.settings import refuse_unwritable
 from fedsieve.core.defense import Aggregator, Detector, PreAggregator
 from fedsieve.core.errors import FedSieveError, ParameterError, UnknownNameError
 from fedsieve.core.escaping import printable, shown
+from fedsieve.core.nearest import hint
 from fedsieve.core.traits import Need, Traits
 
 __all__ = ["KINDS", "build", "build_defense", "complete", "load", "names", "needs", "stage", "traits"]
@@ -47,9 +47,12 @@ def load(kind: str, name: str) -> type:
         return checked(kind, name, load_path(kind, name))
     entries = registered(kind)
     if name not in entries:
-        near = get_close_matches(name, entries, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(entries)}"
-        raise UnknownNameError(f"unknown {kind[:-1]} {shown(name)}; {hint}")
+        module, _, last = name.rpartition(".")
+        if module and last[:1].isupper() and all(part.isidentifier() for part in name.split(".")):
+            said = f"a class of your own has a colon before its name: {module}:{last}"
+        else:
+            said = hint(name, entries)
+        raise UnknownNameError(f"unknown {kind[:-1]} {shown(name)}; {said}")
     return _loaded(kind, entries[name])
 
 
@@ -212,9 +215,8 @@ def _completed_part(kind: str, owner: str, part: Any, usual: Mapping[str, Mappin
 def _refuse_unknown(kind: str, name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for parameter in given:
         if parameter not in known:
-            near = get_close_matches(str(parameter), known, n=3, cutoff=0.5)
-            have = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise ParameterError(f"{kind[:-1]} {name} has no parameter {shown(parameter)}; {have}")
+            said = hint(parameter, known, "it has")
+            raise ParameterError(f"{kind[:-1]} {name} has no parameter {shown(parameter)}; {said}")
 
 
 def _converted(what: str, cls: type, parameter: str, value: Any) -> Any:

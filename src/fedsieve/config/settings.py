@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
+from fedsieve.aggregators.weighting import CAP
 from fedsieve.config.optimizers import optimizers
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.escaping import shown
 from fedsieve.core.loss import LossName
+from fedsieve.core.nearest import nearest
 from fedsieve.models.precision import Precision
 
 Rate = Annotated[float, Field(gt=0)]
@@ -153,18 +154,45 @@ class ServerSide(Frozen):
     Without ``optimizer``, ``learning_rate`` times the aggregate is added. ``optimizer`` is Yogi or the name of a class
     of ``torch.optim`` that needs no closure; its gradient is minus the aggregate. Server momentum is SGD with
     ``momentum``.
+
+    With ``weighting: samples`` the mean weighs every client by its number of samples, but none by more than
+    ``weight_cap`` times the median number: :mod:`fedsieve.aggregators.weighting`.
     """
+
+    off: ClassVar[Mapping[str, Any]] = {"weighting": "equal", "weight_cap": None}
 
     learning_rate: Rate = 0.5
     optimizer: Named | None = None
+    weighting: Literal["equal", "samples"] = "equal"
+    weight_cap: Annotated[float, Field(ge=1, le=1e6)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _capped(cls, given: Any, info: Any) -> Any:
+        if is_recorded(info) or not isinstance(given, Mapping) or given.get("weighting") != "samples":
+            return given
+        return {**given, "weight_cap": CAP if given.get("weight_cap") is None else given["weight_cap"]}
+
+    @model_validator(mode="after")
+    def _cap_has_an_effect(self) -> "ServerSide":
+        if self.weighting == "equal" and self.weight_cap is not None:
+            raise ValueError(
+                f"weight_cap={self.weight_cap:g} has no effect with weighting=equal; set weighting=samples"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return without_what_is_off(self, write)
 
     @model_validator(mode="after")
     def _known_optimizer(self, info: Any) -> "ServerSide":
         if self.optimizer is not None and not is_recorded(info):
             name, options, known = self.optimizer.name, self.optimizer.parameters, optimizers()
             if name not in known:
-                near = get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-                raise ValueError(f"unknown optimizer {name!r}; try {', '.join(near)}")
+                raise ValueError(
+                    f"unknown optimizer {name!r}; try {', '.join(nearest(name, known, 0.4) or sorted(known))}"
+                )
             for option, value in options.items():
                 refuse_unwritable(f"server.optimizer: {name}: {option}", value)
             try:

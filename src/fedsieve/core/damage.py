@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
-from fedsieve.core.records import RoundRecord
+from fedsieve.core.records import RoundRecord, decided
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class RunDamage:
 
     def __init__(self) -> None:
         self._benign = self._malicious = self._lost = self._decided = 0
+        self._truth = True  # of every record so far
         self._met: int | None = None  # the first round with a malicious client, and with one that was rejected
         self._caught: int | None = None
         self._success: tuple[float | None, int | None] = (None, None)
@@ -87,17 +88,18 @@ class RunDamage:
 
     def add(self, record: RoundRecord) -> None:
         """Add the next round."""
-        malicious, number = set(record.malicious), record.round
+        malicious, number = set(record.malicious or ()), record.round
         benign = set(record.clients) - malicious
+        self._truth &= record.malicious is not None
         self._benign += len(benign)
         self._malicious += len(malicious)
         if malicious and self._met is None:
             self._met = number
-        nothing_left = len(record.screened) >= len(record.clients)  # to decide about: every update was dropped before
-        if record.rejected is not None and not nothing_left:
+        if decided(record):
+            rejected = set(record.rejected or ())
             self._decided += 1
-            self._lost += len(benign & set(record.rejected))
-            if self._caught is None and malicious & set(record.rejected):
+            self._lost += len(benign & rejected)
+            if self._caught is None and malicious & rejected:
                 self._caught = number
         success, accuracy = record.attack_success_rate, record.test_accuracy
         if success is not None and (self._success[0] is None or success > self._success[0]):
@@ -110,11 +112,11 @@ class RunDamage:
 
     def result(self) -> dict[str, Any]:
         """The results of the rounds so far; see :func:`fedsieve.core.metrics.summarize`."""
-        met, caught, lost = self._met, self._caught, self._lost if self._decided else None
+        met, caught, lost = self._met, self._caught, self._lost if self._decided and self._truth else None
         return {
             "rounds_decided": self._decided,
-            "malicious_client_rounds": self._malicious,
-            "rounds_until_detection": None if met is None or caught is None else caught - met,
+            "malicious_client_rounds": self._malicious if self._truth else None,
+            "rounds_until_detection": None if met is None or caught is None or not self._truth else caught - met,
             "benign_client_rounds_lost": lost,
             "benign_share_lost": None if lost is None or not self._benign else lost / self._benign,
             "worst_attack_success_rate": self._success[0],

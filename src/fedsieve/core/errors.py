@@ -25,6 +25,10 @@ class CorruptDataError(FedSieveError):
     """A file has a wrong checksum or format."""
 
 
+class MissingPackageError(FedSieveError):
+    """A package that comes with an extra is not installed."""
+
+
 class StageError(FedSieveError):
     """A stage of a defense, or an attack, returned something of a wrong type or shape."""
 

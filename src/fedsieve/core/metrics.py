@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsieve.core.damage import RunDamage, late_from
 from fedsieve.core.records import RoundRecord
+from fedsieve.core.rejections import Rejections
 
 
 def correct(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
@@ -39,31 +40,33 @@ def total_loss(logits: Float[Tensor, "k c"], y: Int[Tensor, " k"]) -> Float[Tens
 
 
 def false_positive_rate(
-    clients: Collection[int], malicious: Collection[int], rejected: Collection[int] | None
+    clients: Collection[int], malicious: Collection[int] | None, rejected: Collection[int] | None
 ) -> float | None:
     """Share of the round's benign clients that were rejected.
 
     Args:
         clients: Ids of all clients of the round.
-        malicious: Ids of malicious clients, of this round or not.
+        malicious: Ids of malicious clients, of this round or not; None where that is not known.
         rejected: Ids of rejected clients; None if the defense rejects no clients as such.
 
     >>> false_positive_rate(clients=[1, 2, 3, 4, 5], malicious=[5], rejected=[4, 5])
     0.25
     """
+    if malicious is None:
+        return None
     benign = set(clients) - set(malicious)
     return len(benign & set(rejected)) / len(benign) if rejected is not None and benign else None
 
 
 def false_negative_rate(
-    clients: Collection[int], malicious: Collection[int], rejected: Collection[int] | None
+    clients: Collection[int], malicious: Collection[int] | None, rejected: Collection[int] | None
 ) -> float | None:
     """Share of the round's malicious clients that were accepted; arguments as in :func:`false_positive_rate`.
 
     >>> false_negative_rate(clients=[1, 2, 3, 4, 5], malicious=[4, 5], rejected=[1, 5])
     0.5
     """
-    bad = set(clients) & set(malicious)
+    bad = set(clients) & set(malicious or ())
     return len(bad - set(rejected)) / len(bad) if rejected is not None and bad else None
 
 
@@ -112,12 +115,13 @@ class Summary:
         self._not_applied: dict[str, int] = {}
         self._screened: dict[str, int] = {}
         self._notes: dict[str, int] = {}
-        self._damage = RunDamage()
+        self._damage, self._rejections = RunDamage(), Rejections()
 
     def add(self, record: RoundRecord) -> None:
         """Add the next round."""
         self.rounds += 1
         self._damage.add(record)
+        self._rejections.add(record)
         if record.test_accuracy is not None:
             self._evaluated.append(record.round)
             self._accuracy.append(record.test_accuracy)
@@ -153,6 +157,7 @@ class Summary:
             "screened_reasons": dict(self._screened),
             "notes": dict(self._notes),
             **self._damage.result(),
+            **self._rejections.result(),
         }
 
 
@@ -185,6 +190,11 @@ def summarize(records: Iterable[RoundRecord]) -> dict[str, Any]:
       that one took part; None if the defense never took a decision. ``rounds_decided`` is the number of rounds in which
       it did, ``malicious_client_rounds`` how often a malicious client took part. Rounds in which every update was
       dropped before the defense are none in which it decided.
+      All these but ``rounds_decided`` are None where a record does not know who is malicious.
+    - ``client_rounds_rejected``: how often any client was rejected, and ``share_rejected``, of all times that one took
+      part; None if the defense never took a decision. ``most_rejected``: the clients that were rejected most often, at
+      most 20, each with ``client``, ``rounds_rejected`` and the ``rounds`` in which it took part; none are named where
+      more than 10,000 took part.
     - ``worst_attack_success_rate``: the highest of any evaluation, and ``worst_attack_success_round``, the first such.
     - ``largest_accuracy_fall``: how far the accuracy of an evaluation lay below the best one before it, at most, and
       ``largest_accuracy_fall_round``, the first with it; None if accuracy never fell.

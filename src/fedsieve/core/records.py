@@ -1,6 +1,6 @@
 """What is kept of each round. Every table, figure and page is made from these records alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
 
@@ -28,6 +28,20 @@ def client_behind(seen: int, n_clients: int) -> int:
     3
     """
     return seen % n_clients
+
+
+def client_name(names: Sequence[str], client: int) -> str:
+    """A client's name, or ``client 3`` where it has none.
+
+    >>> client_name(["St. Anna", ""], 0), client_name(["St. Anna", ""], 1)
+    ('St. Anna', 'client 1')
+    """
+    return (names[client] if 0 <= client < len(names) else "") or f"client {client}"
+
+
+def decided(record: "RoundRecord") -> bool:
+    """Whether the defense took a decision; not if it could not yet, or if every update was dropped before it."""
+    return record.rejected is not None and len(record.screened) < len(record.clients)
 
 
 def pictured(round: int) -> bool:
@@ -72,12 +86,14 @@ class RoundRecord:
 
     Client lists hold ids, as the server saw them: a malicious client may take part under new ones (:func:`seen_id`).
     Rates are in [0, 1] and None where they are undefined: the defense rejects nobody or cannot
-    decide yet, no benign or no malicious client took part, the round was not evaluated, the attack has no backdoor.
+    decide yet, no benign or no malicious client took part, it is not known who is malicious, the round was not
+    evaluated, the attack has no backdoor.
 
     Attributes:
         round: Counts from 0.
         clients: Clients that took part, in the order of every other per-client list.
-        malicious: Which of them are malicious: the ground truth.
+        malicious: Which of them are malicious: the ground truth. None where nobody knows: in a federation that is not
+            simulated, or on a user's own data without attack.
         rejected: Which of them the defense rejected; None if it takes no such decision.
         screened: Clients whose update was dropped before the defense.
         screened_reasons: Why, for each of them.
@@ -99,7 +115,7 @@ class RoundRecord:
 
     round: int
     clients: tuple[int, ...]
-    malicious: tuple[int, ...]
+    malicious: tuple[int, ...] | None
     rejected: tuple[int, ...] | None
     screened: tuple[int, ...]
     weights: tuple[float | None, ...]

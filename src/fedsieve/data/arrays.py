@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from fedsieve.core.bounded import read_npz
 from fedsieve.core.errors import CorruptDataError, ParameterError
@@ -15,7 +17,7 @@ from fedsieve.data.dataset import Dataset, RemoteFile
 from fedsieve.data.user_files import DEFAULTS, check_number_of_classes, check_share, numbered, resolved, split
 
 MAX_TOKEN = 10_000_000  # an embedding of more words fills the memory
-_NAMES = ("x", "y", "x_test", "y_test", "clients", "vocabulary")
+_NAMES = ("x", "y", "x_test", "y_test", "clients", "clients_test", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,15 @@ class NPZ:
     """Arrays in an ``.npz`` file of numpy: ``x`` [N, ...] and ``y`` [N], unchanged (images channels first).
 
     Classes are the distinct integers of y, sorted. Optional arrays: ``clients`` [N], the natural client of each row,
-    integers or text; ``x_test`` and ``y_test``, the test set; with ``tokens``, ``vocabulary``, the words by token id.
+    integers or text; ``x_test`` and ``y_test``, the test set, and ``clients_test``, the natural client of each of its
+    rows; with ``tokens``, ``vocabulary``, the words by token id.
 
     With ``clients``, an experiment has by default the partition ``natural`` and a client for each of their values.
 
     Attributes:
         file: Path, relative to the current directory.
         test: Share of the rows in the test set, which is drawn with the experiment's seed if the file has none; every
-            natural client keeps a row to train on.
+            natural client keeps a row to train on and has its share of the test set.
         tokens: Whether x holds token ids [N, length], 0 for padding at the end; otherwise x becomes float32.
     """
 
@@ -69,34 +72,36 @@ class NPZ:
         """Read the arrays; ``generator`` draws the test set if there is none, ``folder`` is not used."""
         arrays = self._arrays()
         n, x, labels = len(arrays["y"]), arrays["x"], arrays["y"].tolist()
-        owners, vocabulary = None, tuple[str, ...]()
+        path, owners, owner_names = resolved(self.file), None, tuple[str, ...]()
+        vocabulary = tuple[str, ...]()
         if "clients" in arrays:
-            owners = numbered(_clients(resolved(self.file), arrays["clients"]))
+            owners, owner_names = _owners(path, arrays)
         if "x_test" in arrays:
+            if self.test != NPZ.test:
+                raise ParameterError(f"npz: test has no effect: {path} has a test set, x_test and y_test")
             x, labels = np.concatenate([x, arrays["x_test"]]), labels + arrays["y_test"].tolist()
             train, test = torch.arange(n), torch.arange(n, len(labels))
         else:
-            train, test = split("npz", n, self.test, generator, owners)
-        classes = sorted(set(labels))
-        check_number_of_classes("npz", "y", len(classes))
-        y = numbered(labels)
+            train, test = split("npz", n, self.test, generator, owners, numbered(labels)[0])
+        y, class_names = numbered(labels)
+        check_number_of_classes("npz", "y", len(class_names))
         inputs = torch.from_numpy(x.astype(np.int64 if self.tokens else np.float32))
         if self.tokens:
             vocabulary = tuple(map(str, arrays.get("vocabulary", range(int(x.max()) + 1))))
             if int(x.max()) >= len(vocabulary):
-                raise CorruptDataError(
-                    f"{resolved(self.file)}: x has token {int(x.max())}, its vocabulary {len(vocabulary)} words"
-                )
+                raise CorruptDataError(f"{path}: x has token {int(x.max())}, its vocabulary {len(vocabulary)} words")
         return Dataset(
             inputs[train],
             y[train],
             inputs[test],
             y[test],
-            len(classes),
+            len(class_names),
             owners if owners is None else owners[train],
             vocabulary=vocabulary,
-            class_names=tuple(map(str, classes)),
+            class_names=class_names,
             owned_by="" if owners is None else "the array clients",
+            owner_names=owner_names,
+            test_owners=None if owners is None or len(owners) == n < len(labels) else owners[test],
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -125,7 +130,10 @@ def read_arrays(path: Path, tokens: bool) -> dict[str, np.ndarray]:
             )
         if x in arrays:
             _check_pair(path, arrays, x, y, tokens)
-    for name, shape in (("clients", arrays["y"].shape), ("vocabulary", None)):
+    if "clients_test" in arrays and not {"clients", "y_test"} <= arrays.keys():
+        raise CorruptDataError(f"{path} has an array clients_test, but not both clients and y_test")
+    of = (("clients", arrays["y"].shape), ("clients_test", arrays.get("y_test", arrays["y"]).shape))
+    for name, shape in (*of, ("vocabulary", None)):
         if name in arrays and (arrays[name].ndim != 1 or (shape and arrays[name].shape != shape)):
             raise CorruptDataError(
                 f"{path}: {name} has shape {list(arrays[name].shape)}, expected {list(shape or '?')}"
@@ -159,6 +167,15 @@ def _check_pair(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str, to
         raise CorruptDataError(f"{path}: {x} has token {samples.min()}, but token ids begin with 0")
     if tokens and samples.max() > MAX_TOKEN:
         raise CorruptDataError(f"{path}: {x} has token {samples.max()}, but token ids end with {MAX_TOKEN}")
+
+
+def _owners(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
+    """The natural client of each row, test rows last if theirs are known, and the clients' names."""
+    values = _clients(path, arrays["clients"])
+    tested = _clients(path, arrays["clients_test"]) if "clients_test" in arrays else []
+    if new := sorted(map(str, set(tested) - set(values))):
+        raise CorruptDataError(f"{path}: clients_test has {new[0]!r}, which is not in clients")
+    return numbered([*values, *tested])
 
 
 def _clients(path: Path, values: np.ndarray) -> list[Any]:

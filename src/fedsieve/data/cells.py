@@ -1,7 +1,9 @@
-"""What a cell of a table is: a number, something that only looks like one, a missing value, or a word."""
+"""What a cell of a table is: a number, something that only looks like one, a missing value, a date or another word."""
 
+import math
 import re
 import unicodedata
+from datetime import date
 from typing import Literal
 
 Kind = Literal["number", "nearly", "missing", "word"]
@@ -33,6 +35,10 @@ _PLAIN = str.maketrans(
     }
 )
 _LONGEST = 100  # characters of what may look like a number
+DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]+,[0-9]+|,[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_CLOCK = r"(?:[ T]+[0-2]?\d:[0-5]\d(?::[0-5]\d(?:[.,]\d+)?)?(?: ?[AaPp][Mm])?(?:Z| ?[+-]\d{2}:?\d{2}| ?UTC)?)?"
+_YEAR_FIRST = re.compile(rf"([12]\d{{3}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}")
+_YEAR_LAST = re.compile(rf"\d{{1,2}}([-/.])\d{{1,2}}\1(?:\d{{2}}|[12]\d{{3}}){_CLOCK}")
 
 
 def kind_of(cell: str, missing: frozenset[str] = frozenset()) -> Kind:
@@ -52,6 +58,29 @@ def kind_of(cell: str, missing: frozenset[str] = frozenset()) -> Kind:
     if len(cell) > _LONGEST:
         return "word"
     return "nearly" if _NEARLY.fullmatch(unicodedata.normalize("NFKC", cell).translate(_PLAIN)) else "word"
+
+
+def is_date(cell: str) -> bool:
+    """Whether a word is a date, with or without a time: year first, or year last.
+
+    >>> [is_date(cell) for cell in ("2024-01-31", "31.1.2024 12:30", "1/31/24", "1.2.3", "12:30")]
+    [True, True, True, False, False]
+    """
+    return len(cell) <= _LONGEST and bool(_YEAR_FIRST.fullmatch(cell) or _YEAR_LAST.fullmatch(cell))
+
+
+def day_of(cell: str) -> float:
+    """Days from 1970-01-01 to a date; not a number unless the year is first, since 1/2/2024 is two days.
+
+    >>> day_of("1970-02-01 12:00"), day_of("1/2/1970")
+    (31.0, nan)
+    """
+    if found := _YEAR_FIRST.fullmatch(cell):
+        try:
+            return float((date(int(found[1]), int(found[3]), int(found[4])) - date(1970, 1, 1)).days)
+        except ValueError:  # 2024-02-30
+            pass
+    return math.nan
 
 
 def text_of(cell: str) -> str:

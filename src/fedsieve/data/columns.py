@@ -1,105 +1,114 @@
 """The columns of a table as features: numbers, or one feature for each word."""
 
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
+from fedsieve.core.bounded import Meter
 from fedsieve.core.errors import CorruptDataError, ParameterError
 from fedsieve.core.escaping import printable
-from fedsieve.data.cells import kind_of, text_of
-from fedsieve.data.dataset import standardised
+from fedsieve.data.cells import day_of, is_date, kind_of, text_of
 from fedsieve.data.table_file import Table
 
-MAX_ONE_HOT = 100  # distinct values of a column that is one-hot encoded
+MAX_ONE_HOT = 100  # features of a column that is one-hot encoded
 _NAMED = 5  # columns that a summary names; more are counted
+_FEW = 20  # distinct values that are never names of the rows
+_LARGEST = 1e150  # the squares of larger numbers, which a standard deviation adds up, may be infinite
+# names of columns whose numbers only name the rows: id, patient_id, PatientID, record no.
+_NAMES_ROWS = re.compile(r"(?i:(?:.*[^a-z])?(?:id|ids|uuid|guid|mrn|ssn|nr|no|index|row|key)\.?)|[A-Za-z]+(?:ID|Id)")
 
-Fill = Literal["error", "mean"]
+Fill = Literal["mean", "indicator", "error"]
+Kind = Literal["numeric", "one-hot", "empty", "dates", "identifiers"]
 
 
 @dataclass(frozen=True)
-class Feature:
+class Column:
     """A column as it was read.
 
     Attributes:
         name: Of the column.
-        kind: ``empty`` for a column without any value, which has no features.
-        x: Features of all rows, [N, k].
-        constant: Whether the training rows all have one value.
-        filled: Number of missing cells that were filled with the mean.
+        kind: What its cells are; only numeric and one-hot columns have features.
+        values: Numbers of all rows, not a number where one is missing; or words, "" where one is missing.
     """
 
     name: str
-    kind: Literal["numeric", "one-hot", "empty"]
-    x: Float32[np.ndarray, "N k"]
-    constant: bool = False
-    filled: int = 0
+    kind: Kind
+    values: Sequence[float] | Sequence[str] = ()
+
+    @cached_property
+    def missing(self) -> int:
+        """Number of missing values."""
+        return sum(value == "" or value != value for value in self.values)
 
 
-def feature(
-    table: Table, name: str, train: Int[np.ndarray, " A"], missing: frozenset[str], fill: Fill, categorical: bool
-) -> Feature:
-    """One column as features.
+def column(
+    table: Table, name: str, missing: frozenset[str], fill: Fill, categorical: Collection[str], keep: Collection[str]
+) -> Column:
+    """What one column of a table is.
 
     A column is what most of its cells are that are not missing: if more than half are numbers, or look like numbers,
-    it is numeric and any other cell is an error. Numbers are standardised with the mean and the standard deviation of
-    the training rows. All other columns are one-hot encoded in the order of their sorted values; a missing value is a
-    value of its own, as it is written.
+    it is numeric and any other cell is an error. Of the others, those of dates, and those with another value in more
+    than half of the rows, are recognised; so are columns of integers that differ as much and have the name of an
+    identifier. The rest is one-hot.
 
     Args:
         table: The table.
         name: Name of the column.
-        train: Rows that decide mean and standard deviation.
         missing: Texts, in lower case, that mean a missing value beside the usual ones.
-        fill: Whether a missing number is an error or becomes the mean of the training rows.
-        categorical: Whether the column is one-hot encoded whatever its cells look like.
+        fill: Whether a missing number is an error.
+        categorical: Names of columns that are one-hot whatever their cells look like.
+        keep: Names of columns that are neither dates nor identifiers: dates become days since 1970.
 
     Raises:
         CorruptDataError: If a cell of a column of numbers is not a finite number; names the line.
-        ParameterError: If a column of other values has more than ``MAX_ONE_HOT`` distinct ones.
     """
     cells = table.columns[name]
     kinds = [kind_of(cell, missing) for cell in cells]
     present = len(kinds) - kinds.count("missing")
     if not present:
-        return Feature(name, "empty", np.zeros((len(cells), 0), np.float32))
-    numeric = kinds.count("number") + kinds.count("nearly")
-    if categorical or 2 * numeric <= present:
-        if not categorical:
-            _check_words(table, name, kinds)
-        return _one_hot(table, name, kinds, train, missing)
-    numbers = np.empty(len(cells))
-    for row, (cell, kind) in enumerate(zip(cells, kinds, strict=True)):
-        numbers[row] = value = float(cell) if kind == "number" else math.nan
-        if not math.isfinite(value) and not (kind == "missing" and fill == "mean"):
-            raise CorruptDataError(_not_a_number(table, name, row, kind, kinds.count("number"), present))
-    absent = np.isnan(numbers)
-    if absent.any():
-        known = numbers[train[~absent[train]]]
-        with np.errstate(over="ignore"):
-            numbers[absent] = known.mean() if len(known) else 0.0
-    x = standardised(numbers, train, f"{table.path}: column {text_of(name)}")
-    return Feature(name, "numeric", x, not x[train].any(), int(absent.sum()))
-
-
-def _one_hot(
-    table: Table, name: str, kinds: Sequence[str], train: Int[np.ndarray, " A"], missing: frozenset[str]
-) -> Feature:
-    cells = ["" if cell.lower() in missing else cell for cell in table.columns[name]]
-    values = sorted(set(cells))
-    if len(values) > MAX_ONE_HOT:
-        row = next((row for row, kind in enumerate(kinds) if kind == "word"), 0)
-        raise ParameterError(
-            f"csv: column {text_of(name)} is not numeric ({text_of(cells[row])} on line {table.lines[row]}) and has "
-            f"{len(values)} distinct values, more than {MAX_ONE_HOT}; drop it from the file, or set text to learn "
-            "from it alone"
+        return Column(name, "empty")
+    words = ["" if kind == "missing" else cell for cell, kind in zip(cells, kinds, strict=True)]
+    if name in categorical:
+        return Column(name, "one-hot", words)
+    distinct = len({*words} - {""})
+    names = distinct > _FEW and 2 * distinct > present and name not in keep
+    if 2 * (kinds.count("number") + kinds.count("nearly")) > present:
+        numbers = np.array(
+            [float(cell) if kind == "number" else np.nan for cell, kind in zip(cells, kinds, strict=True)]
         )
-    numbers = {value: k for k, value in enumerate(values)}
-    codes = np.array([numbers[cell] for cell in cells])
-    return Feature(name, "one-hot", np.eye(len(values), dtype=np.float32)[codes], len(set(codes[train].tolist())) == 1)
+        _check_numbers(table, name, numbers, kinds, fill)
+        whole = names and _NAMES_ROWS.fullmatch(name.strip()) and not (numbers % 1 > 0).any()
+        return Column(name, "identifiers") if whole else Column(name, "numeric", numbers.tolist())
+    if 2 * sum(map(is_date, words)) > present:
+        return Column(name, "numeric", _days(table, name, words)) if name in keep else Column(name, "dates")
+    _check_words(table, name, kinds)
+    return Column(name, "identifiers") if names else Column(name, "one-hot", words)
+
+
+def _check_numbers(table: Table, name: str, numbers: Float[np.ndarray, " N"], kinds: Sequence[str], fill: Fill) -> None:
+    wrong = ~np.isfinite(numbers)
+    if fill != "error":
+        wrong &= np.array(kinds) != "missing"
+    if wrong.any():
+        row, present = int(wrong.argmax()), len(kinds) - kinds.count("missing")
+        raise CorruptDataError(_not_a_number(table, name, row, kinds[row], kinds.count("number"), present))
+    if (np.abs(numbers) > _LARGEST).any():
+        raise CorruptDataError(f"{table.path}: column {text_of(name)} has numbers too large to be standardised")
+
+
+def _days(table: Table, name: str, words: Sequence[str]) -> list[float]:
+    found = [day_of(word) for word in words]
+    for row, (word, day) in enumerate(zip(words, found, strict=True)):
+        if word and day != day:
+            raise CorruptDataError(
+                f"{table.place(name, row)}, not a date that is read: write dates as 2024-01-31, or leave the column out"
+            )
+    return found
 
 
 def _check_words(table: Table, name: str, kinds: Sequence[str]) -> None:
@@ -132,24 +141,106 @@ def _not_a_number(table: Table, name: str, row: int, kind: str, numbers: int, pr
     return f"{where}, not a finite number{most}; " + ", or ".join(filter(None, choices))
 
 
-def summary(found: Sequence[Feature], index: Sequence[str]) -> tuple[str, ...]:
+def features(
+    table: Table, columns: Sequence[Column], train: Int[np.ndarray, " A"], fill: Fill
+) -> tuple[Float32[np.ndarray, "N k"], list[str]]:
+    """Features of all rows, in the order of the columns, and the names of columns that are constant in training rows.
+
+    Numbers: a missing one becomes the mean of the training rows, then all are standardised with the mean and standard
+    deviation of these; columns that are constant there become 0. Words: one feature for each, in their order; where
+    there are more than ``MAX_ONE_HOT``, the last feature is all those that are rarest in the training rows. A missing
+    word is a word of its own. With ``fill`` ``indicator``, a column of numbers some of which are missing has a second
+    feature, 1 where they are.
+
+    Args:
+        table: The table.
+        columns: Numeric and one-hot columns.
+        train: Rows that decide means, deviations and what is rare.
+        fill: What becomes of a missing number.
+
+    Raises:
+        ParameterError: If there are no features.
+        CorruptDataError: If numbers are too large to be standardised.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import MissingIndicator, SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    if not columns:
+        raise ParameterError(f"csv: {table.path} has no column to learn from")
+    raw = np.empty((len(table.lines), len(columns)), object)
+    for k, found in enumerate(columns):
+        raw[:, k] = found.values
+    numeric = [k for k, found in enumerate(columns) if found.kind == "numeric"]
+    words = [k for k, found in enumerate(columns) if found.kind == "one-hot"]
+    absent = [k for k in numeric if columns[k].missing] if fill == "indicator" else []
+    values = [sorted({*columns[k].values}) for k in words]
+    encoder = OneHotEncoder(
+        categories=[np.array(v, object) for v in values],
+        max_categories=MAX_ONE_HOT,
+        handle_unknown="infrequent_if_exist",
+        sparse_output=False,
+    )
+    widths = [min(len(v), MAX_ONE_HOT) for v in values]
+    # all features twice in double and once in single precision, while they are made
+    Meter(table.path).add(20 * len(raw) * (len(numeric) + sum(widths) + len(absent)))
+    transformer = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()), numeric),
+            ("words", encoder, words),
+            ("absent", MissingIndicator(features="all"), absent),
+        ],
+        sparse_threshold=0,
+    )
+    x = transformer.fit(raw[train]).transform(raw).astype(np.float32)
+    places = np.array([*numeric, *np.repeat(words, widths).tolist(), *absent])
+    same = (x[train] == x[train[0]]).all(0)
+    for k in numeric:
+        if same[numeric.index(k)]:
+            x[:, numeric.index(k)] = 0
+    constant = [found.name for k, found in enumerate(columns) if same[places == k].all()]
+    return x[:, np.argsort(places, kind="stable")], constant
+
+
+def summary(
+    columns: Sequence[Column], constant: Sequence[str], fill: Fill, index: Sequence[str], dropped: Sequence[str]
+) -> tuple[str, ...]:
     """How columns were read, in a few words each.
 
     Args:
-        found: The columns.
+        columns: All columns that were looked at.
+        constant: Names of columns that are constant in the training rows.
+        fill: What becomes of a missing number.
         index: Names of columns that were left out because they have no name in the file.
+        dropped: Names of columns that the user left out.
     """
-    numeric = [f.name for f in found if f.kind == "numeric"]
-    words = [f"{f.name[:40]} with {f.x.shape[1]} values" for f in found if f.kind == "one-hot"]
+    of: dict[str, list[Column]] = {}
+    for found in columns:
+        of.setdefault(found.kind, []).append(found)
+    numeric, one_hot = of.get("numeric", []), of.get("one-hot", [])
+    words = []
+    for found in one_hot:
+        n = len({*found.values})
+        words.append(
+            f"{found.name[:40]} with {n} values" + (f", {n - MAX_ONE_HOT + 1} rare ones as one" * (n > MAX_ONE_HOT))
+        )
     said = [f"{len(numeric)} numeric + {len(words)} one-hot columns{f' ({listed(words)})' if words else ''}"]
     if index:
         said.append(f"first column{'s' * (len(index) > 1)} without a name left out")
-    if empty := [f.name for f in found if f.kind == "empty"]:
+    if empty := [found.name for found in of.get("empty", [])]:
         said.append(f"left out as empty: {listed(empty)}")
-    if constant := [f.name for f in found if f.constant]:
+    left = {kind: [found.name for found in of.get(kind, [])] for kind in ("dates", "identifiers")}
+    said += [f"left out as {kind}: {listed(there)}" for kind, there in left.items() if there]
+    if dropped:
+        said.append(f"dropped: {listed(dropped)}")
+    if constant:
         said.append(f"constant: {listed(constant)}")
-    if filled := [f"{f.filled} of {f.name}" for f in found if f.filled]:
-        said.append(f"missing numbers filled with the mean: {listed(filled)}")
+    if filled := [f"{found.missing} of {found.name}" for found in numeric if found.missing]:
+        more = " and marked" if fill == "indicator" else ""
+        said.append(f"missing numbers filled with the mean{more}: {listed(filled)}")
+    if own := [f"{found.missing} of {found.name}" for found in one_hot if found.missing]:
+        said.append(f"missing words as a value: {listed(own)}")
     return tuple(said)
 
 

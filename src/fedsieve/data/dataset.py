@@ -33,6 +33,9 @@ class Dataset:
         class_names: Name of each class in the user's file; empty where classes have no other name than their number.
         owned_by: What ``owners`` are: the name of a column, "person"; "" where the data has none.
         details: How the samples were read, a few words each, for :attr:`reading`.
+        owner_names: Name of each natural client, ``person 7``; empty where they have no other name than their number.
+        test_owners: The natural client of each test sample; None where that is not known.
+        root_rows: Rows of the training samples that are the server's root dataset; None: they are drawn.
     """
 
     x_train: Shaped[Tensor, "N *shape"]
@@ -46,6 +49,9 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     owned_by: str = ""
     details: tuple[str, ...] = ()
+    owner_names: tuple[str, ...] = ()
+    test_owners: Int[Tensor, " M"] | None = None
+    root_rows: Int[Tensor, " R"] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -78,7 +78,15 @@ class HAR:
             scaled = [standardised(column, train.numpy(), FILE.path) for column in columns]
             x = torch.from_numpy(np.concatenate(scaled, axis=1))
         return Dataset(
-            x[train], y[train], x[test], y[test], n_classes=ACTIVITIES, owners=owners[train], owned_by="person"
+            x[train],
+            y[train],
+            x[test],
+            y[test],
+            n_classes=ACTIVITIES,
+            owners=owners[train],
+            owned_by="person",
+            owner_names=tuple(f"person {k + 1}" for k in range(PEOPLE)),
+            test_owners=owners[test],
         )
 
 

@@ -123,13 +123,14 @@ class Sentiment140:
         for tweet in read(folder, TRAIN):
             if tweet.user in by_user:
                 by_user[tweet.user].append(tweet)
-        train, test, owners = [], [], []
+        train, test, owners, test_owners = [], [], [], list[int]()
         for owner, tweets in enumerate(by_user.values()):
             cut = held_out(len(tweets)) if self.test == "users" else 0
             order = torch.randperm(len(tweets), generator=generator).tolist() if cut else range(len(tweets))
             test += [tweets[k] for k in order[:cut]]
             train += [tweets[k] for k in order[cut:]]
             owners += [owner] * (len(tweets) - cut)
+            test_owners += [owner] * cut
         if self.test == "manual":
             test = [tweet for tweet in read(folder, MANUAL) if tweet.polarity in CLASSES]
         if not test:
@@ -140,7 +141,19 @@ class Sentiment140:
             (encode([t.text for t in part]), torch.tensor([CLASSES[t.polarity] for t in part]))
             for part in (train, test)
         )
-        return Dataset(x, y, x_test, y_test, 2, torch.tensor(owners), encode, vocabulary.words, owned_by="author")
+        return Dataset(
+            x,
+            y,
+            x_test,
+            y_test,
+            2,
+            torch.tensor(owners),
+            encode,
+            vocabulary.words,
+            owned_by="author",
+            owner_names=tuple(chosen),
+            test_owners=torch.tensor(test_owners) if self.test == "users" else None,
+        )
 
 
 def held_out(n: int) -> int:

@@ -28,20 +28,34 @@ def check_share(name: str, test: float) -> None:
         raise ParameterError(f"{name}: test must be above 0 and below 1, got {test}")
 
 
-def numbered(values: Sequence[Hashable]) -> Int[Tensor, " N"]:
-    """Numbers from 0 in the order of the sorted distinct values, which are all text or all integers.
+def numbered(values: Sequence[Hashable]) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
+    """Numbers from 0 in the order of the sorted distinct values, which are all text or all integers, and their names.
 
     >>> numbered(["01", "1", "01"])
-    tensor([0, 1, 0])
+    (tensor([0, 1, 0]), ('01', '1'))
     """
-    numbers = {value: k for k, value in enumerate(sorted(set(values)))}  # type: ignore[type-var]
-    return torch.tensor([numbers[value] for value in values], dtype=torch.long)
+    names = sorted(set(values))  # type: ignore[type-var]
+    numbers = {value: k for k, value in enumerate(names)}
+    return torch.tensor([numbers[value] for value in values], dtype=torch.long), tuple(map(_name, names))
+
+
+def _name(value: Hashable) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def split(
-    name: str, n: int, share: float, generator: torch.Generator, owners: Int[Tensor, " n"] | None = None
+    name: str,
+    n: int,
+    share: float,
+    generator: torch.Generator,
+    owners: Int[Tensor, " n"] | None = None,
+    y: Int[Tensor, " n"] | None = None,
 ) -> tuple[Int[Tensor, " A"], Int[Tensor, " B"]]:
-    """Training rows and test rows, each in the order in which they are drawn.
+    """Training rows and test rows, each in random order.
+
+    Without owners, the test rows are drawn from all rows alike. With owners, every owner keeps a training row; if there
+    can be as many test rows as owners with two rows or more, each of these has one, and the others are drawn so that
+    every owner, and every class of an owner, has its share of them.
 
     Args:
         name: Name of the dataset, for error messages.
@@ -49,7 +63,8 @@ def split(
         share: Share of test rows; rounded, but at least one row is in each part. Fewer if there are owners with a
             single row.
         generator: Draws the rows.
-        owners: Natural client of each row; each keeps a training row.
+        owners: Natural client of each row.
+        y: Class of each row; used with owners.
 
     Raises:
         ParameterError: If n is less than 2, or no owner has two rows.
@@ -60,17 +75,33 @@ def split(
     order = torch.randperm(n, generator=generator)
     if owners is None:
         return order[cut:], order[:cut]
-    left: list[int] = owners.bincount().tolist()
-    tested = torch.zeros(n, dtype=torch.bool)
-    for k, owner in enumerate(owners[order].tolist()):
-        if cut and left[owner] > 1:
-            tested[k], left[owner], cut = True, left[owner] - 1, cut - 1
-    if not tested.any():
+    # the rows of each owner together, in random order: the first is for training, the second for testing
+    drawn = order[owners[order].argsort(stable=True)]
+    sizes = owners.bincount()
+    sizes = sizes[sizes > 0]
+    starts = sizes.cumsum(0) - sizes
+    seconds = starts[sizes > 1] + 1
+    if not len(seconds):
         raise ParameterError(
             f"{name}: each of the {n} rows has another client, so none can be spared for testing; "
             "clients are who has several rows: name another column or none"
         )
-    return order[~tested], order[tested]
+    tested = torch.zeros(n, dtype=torch.bool)
+    free = torch.ones(n, dtype=torch.bool)
+    free[starts] = False
+    if len(seconds) <= cut:
+        tested[drawn[seconds]], free[seconds] = True, False
+        cut -= len(seconds)
+    rest = drawn[free]
+    if y is not None:  # every so many rows of this order are as many of each owner's and class's as can be
+        rest = rest[(owners[rest] * (int(y.max()) + 1) + y[rest]).argsort(stable=True)]
+    cut = min(cut, len(rest))
+    if cut:
+        step = len(rest) / cut
+        tested[
+            rest[((torch.arange(cut) + torch.rand((), generator=generator)) * step).long().clamp(max=len(rest) - 1)]
+        ] = True
+    return order[~tested[order]], order[tested[order]]
 
 
 def check_number_of_classes(name: str, what: str, n_classes: int) -> None:

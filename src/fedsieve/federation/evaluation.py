@@ -50,6 +50,11 @@ def evaluate(model: FlatModel, params: Float[Tensor, " d"], test: ClientData, tr
     return Scores(accuracy, mean, metrics.share(of_others, others), metrics.share(of_all, len(triggered.wanted)))
 
 
+def outputs(model: FlatModel, params: Float[Tensor, " d"], x: Tensor) -> Float[Tensor, "k c"]:
+    """The model's outputs for all samples, on the CPU."""
+    return torch.cat([model.logits(params, part).cpu() for part in torch.split(x, batch_size(model, params.device))])
+
+
 def batch_size(model: FlatModel, device: torch.device) -> int:
     """Samples that are evaluated at once."""
     # on a CPU, batches whose activations stay near the cache are twice as fast as large ones

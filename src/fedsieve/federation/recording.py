@@ -20,7 +20,7 @@ _WEIGHT_DIGITS, _SCORE_DIGITS, _POSITION_DIGITS = 7, 5, 4
 def round_record(
     round: int,
     updates: Updates,
-    malicious: Collection[int],
+    malicious: Collection[int] | None,
     decision: Decision,
     scores: Scores,
 ) -> RoundRecord:
@@ -30,10 +30,11 @@ def round_record(
         round: Counts from 0.
         updates: What the clients sent.
         malicious: Ids of the malicious clients, as the server sees them; those that did not take part may be missing.
+            None where that is not known.
         decision: Of the server.
         scores: Of the evaluation after the round.
     """
-    result, bad = decision.aggregate, frozenset(malicious)
+    result = decision.aggregate
     seen, cloud = result.diagnosis, None
     sent: dict[str, Tensor | None] = {
         "clients": updates.client_ids,
@@ -48,7 +49,8 @@ def round_record(
         sent |= {"points": seen.coordinates, "root": seen.root, "kept": seen.kept, "gram": cloud.gram}
     got = _on_host(sent, updates.matrix.device)
     clients = tuple(got["clients"].tolist())
-    here = tuple(i for i in clients if i in bad)
+    bad = None if malicious is None else frozenset(malicious)
+    here = None if bad is None else tuple(i for i in clients if i in bad)
     rejected = None
     if "accepted" in got:
         rejected = tuple(i for i, ok in zip(clients, got["accepted"].tolist(), strict=True) if not ok)

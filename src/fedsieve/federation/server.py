@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsieve.aggregators.mean import Mean
 from fedsieve.aggregators.root_only import RootOnly
+from fedsieve.aggregators.weighting import WeightedMean
 from fedsieve.core import contract
 from fedsieve.core.defense import Aggregate, Aggregator, Network, Root, ServerView, Updates
 from fedsieve.core.errors import UnusableResultError
@@ -83,7 +84,7 @@ def defend(defense: Aggregator, updates: Updates, view: ServerView) -> Decision:
         nothing = Aggregate(zero, zero.new_zeros(len(nobody)), nobody, state=view.state)
         return Decision(nothing, seen.reasons, False, note)
     note, p = _reason_to_stay(result), updates.layout.n_parameters
-    if updates.statistics.shape[1] and not isinstance(defense, Mean | RootOnly):
+    if updates.statistics.shape[1] and not isinstance(defense, Mean | WeightedMean | RootOnly):
         statistics = combined(seen.updates.statistics, result)
         result = replace(result, update=torch.cat([result.update[:p], statistics]))
     return Decision(result.scattered(seen.kept), seen.reasons, not note, note or result.note)

@@ -46,6 +46,9 @@ class Holdings:
         test: Evaluation data.
         triggered: Samples on which the backdoor's success is measured; None without a backdoor.
         reading: How the data were read and dealt out, in one line.
+        names: Name of each client, of partition ``natural`` where the data have names; empty otherwise.
+        test_clients: The client of each test sample, -1 where it is none's; None where that is not known.
+        class_names: Name of each class.
     """
 
     clients: Mapping[int, ClientData]
@@ -59,6 +62,9 @@ class Holdings:
     test: ClientData
     triggered: Triggered | None
     reading: str = ""
+    names: tuple[str, ...] = ()
+    test_clients: Int[Tensor, " M"] | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def middle_sizes(self) -> tuple[int, int]:
@@ -118,6 +124,7 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
     shown = triggered(attack, data.x_test, data.y_test, task)
     if shown is not None:
         shown = Triggered(*(t.to(device) for t in (shown.x, shown.wanted, shown.already)))
+    owners = _owners(e, data, parts)
     return Holdings(
         clients=clients,
         sizes=sizes,
@@ -130,12 +137,15 @@ def distribute(e: Experiment, data: Dataset, attack: Attack, folder: Path, devic
         test=ClientData(data.x_test.to(device), data.y_test.to(device)),
         triggered=shown,
         reading=_reading(e, data, len(root_rows), _use(data, parts, changed, len(root_rows)), odd, shown),
+        names=tuple(data.owner_names[k] for k in owners.tolist()) if data.owner_names and owners is not None else (),
+        test_clients=None if owners is None else _test_clients(data, owners),
+        class_names=tuple(data.class_names[k] if data.class_names else str(k) for k in range(data.n_classes)),
     )
 
 
 def _rows(e: Experiment, data: Dataset) -> tuple[Tensor, Parts]:
     """Rows of the training data: those of the root dataset and those of each client, all disjoint."""
-    root = _root_rows(e, data)
+    root = _root_rows(e, data) if data.root_rows is None else data.root_rows
     rest = torch.ones(len(data.y_train), dtype=torch.bool)
     rest[root] = False
     rows = rest.nonzero().squeeze(1)
@@ -143,6 +153,22 @@ def _rows(e: Experiment, data: Dataset) -> tuple[Tensor, Parts]:
     owners = None if data.owners is None else data.owners[rows]
     parts = partition(data.y_train[rows], owners, e.clients, data.n_classes, stream(e.seed, "partition"))
     return root, (parts if isinstance(parts, Split | Draws) else Split.listed(parts)).within(rows)
+
+
+def _owners(e: Experiment, data: Dataset, parts: Parts) -> Int[Tensor, " n"] | None:
+    """The natural client of each client; None where clients are others."""
+    if e.partition.name != "natural" or data.owners is None or not isinstance(parts, Split):
+        return None
+    return data.owners[parts.pool[parts.ends - 1]]  # a natural client has samples, all its own
+
+
+def _test_clients(data: Dataset, owners: Int[Tensor, " n"]) -> Int[Tensor, " M"] | None:
+    """The client of each test sample, given the natural client of each client; see :attr:`Holdings.test_clients`."""
+    if data.test_owners is None or not len(data.test_owners):
+        return None
+    client = torch.full((1 + int(max(owners.max(), data.test_owners.max())),), -1)
+    client[owners] = torch.arange(len(owners))
+    return client[data.test_owners]
 
 
 def _together(sizes: Int[Tensor, " m"], most: int) -> slice:

@@ -4,8 +4,8 @@ Only the simulation and the records know which clients are malicious.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsieve.aggregators.weighting import CAP, weighted
 from fedsieve.config import registry
 from fedsieve.config.experiment import Experiment
 from fedsieve.config.optimizers import optimizers
 from fedsieve.core.defense import Updates
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.records import RoundRecord
+from fedsieve.core.scores import FinalScores
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
 from fedsieve.federation.adversary import Adversary, check_layout
 from fedsieve.federation.clients import LocalTraining, Trainer
-from fedsieve.federation.evaluation import Scores, evaluate
+from fedsieve.federation.evaluation import Scores, evaluate, outputs
 from fedsieve.federation.model import build_model
 from fedsieve.federation.recording import round_record
 from fedsieve.federation.root import RootClient, RunnableModel
+from fedsieve.federation.scoring import final_scores
 from fedsieve.federation.server import Server, ServerState
 from fedsieve.federation.setup import Holdings, distribute
 from fedsieve.federation.trial import batch_sizes, tried
+from fedsieve.models.build import arguments
 from fedsieve.models.precision import check_precision
 
 
@@ -54,7 +58,7 @@ class SimulationState:
         return self.server.round
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Simulation:
     """A federation with its data, ready to run.
 
@@ -65,6 +69,7 @@ class Simulation:
         holdings: All data by holder, and which clients are malicious.
         adversary: The malicious clients.
         initial: The state before round 0.
+        arguments: What the model's factory was called with, by name.
     """
 
     experiment: Experiment
@@ -73,6 +78,7 @@ class Simulation:
     holdings: Holdings
     adversary: Adversary
     initial: SimulationState
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment, folder: Path, device: torch.device) -> "Simulation":
@@ -86,11 +92,18 @@ class Simulation:
         Raises:
             FedSieveError: If data are missing or the settings don't fit them.
         """
+        loader = registry.build("datasets", experiment.dataset.name, experiment.dataset.parameters)
+        return cls.on(experiment, loader.load(folder, stream(experiment.seed, "split")), folder, device)
+
+    @classmethod
+    def on(cls, experiment: Experiment, data: Dataset, folder: Path, device: torch.device) -> "Simulation":
+        """As :meth:`of`, with data that are loaded already; the experiment's dataset is then only a name.
+
+        Raises:
+            FedSieveError: If the settings don't fit the data.
+        """
         e = experiment
         attack = registry.build("attacks", e.attack.name, e.attack.parameters)
-        data: Dataset = registry.build("datasets", e.dataset.name, e.dataset.parameters).load(
-            folder, stream(e.seed, "split")
-        )
         holdings = distribute(e, data, attack, folder, device)
         model, params = build_model(e, data)
         params = params.to(device)
@@ -102,6 +115,8 @@ class Simulation:
         network = RunnableModel(model, data.input_shape)
         trainer = _tried(Trainer(model, settings, e.seed), root_settings, params, holdings, data.n_classes)
         defense = registry.build_defense(e.defense.name, e.defense.parameters)
+        if e.server.weighting == "samples":  # every client, a malicious one too, tells how many samples it has
+            defense = weighted(defense, lambda ids: holdings.sizes[ids % e.clients], e.server.weight_cap or CAP)
         optimizer = e.server.optimizer
         server = Server(
             defense=defense,
@@ -139,7 +154,15 @@ class Simulation:
             if not len(coordinates):
                 raise ParameterError(f"local.batch_norm is local, but model {e.model.name} has no BatchNorm layer")
             personal = params[coordinates].repeat(e.clients, 1)
-        return cls(e, server, trainer, holdings, adversary, SimulationState(ServerState(params), personal))
+        factory = registry.load("models", e.model.name)
+        made = arguments(factory, data.input_shape, data.n_classes, e.model.parameters, data.vocabulary)
+        return cls(e, server, trainer, holdings, adversary, SimulationState(ServerState(params), personal), made)
+
+    def __repr__(self) -> str:
+        e = self.experiment
+        named = f"{e.attack.name} against {e.defense.name}, {e.dataset.name}, {e.model.name}"
+        known = f", {len(self.holdings.malicious)} malicious" if e.truth else ""
+        return f"<Simulation: {named}, {e.clients} clients{known}, {e.rounds} rounds>"
 
     def rounds(self, state: SimulationState | None = None) -> Iterator[tuple[SimulationState, RoundRecord]]:
         """Every round from ``state`` on (by default from the start), with the state after it."""
@@ -173,7 +196,8 @@ class Simulation:
         clock.lap("defend")
         scores = self._evaluated(following)
         clock.lap("evaluate")
-        malicious = [i for i, attacks in zip(ids, bad.tolist(), strict=True) if attacks]
+        attackers = [i for i, attacks in zip(ids, bad.tolist(), strict=True) if attacks]
+        malicious = attackers if self.experiment.truth else None
         record = round_record(state.round, updates, malicious, decision, scores)
         clock.lap("record")
         return following, replace(record, seconds=clock.laps)
@@ -202,12 +226,22 @@ class Simulation:
         e = self.experiment
         if state.round % e.evaluate_every and state.round < e.rounds:
             return Scores()
+        return evaluate(self.trainer.model, self.evaluated(state), self.holdings.test, self.holdings.triggered)
+
+    def evaluated(self, state: SimulationState) -> Float[Tensor, " d"]:
+        """The global model as it is evaluated: with the benign clients' mean of their own BatchNorm values, if any."""
         params = state.server.params
         if state.personal is not None:
-            benign = [i for i in range(e.clients) if i not in self.holdings.malicious]
+            benign = [i for i in range(self.experiment.clients) if i not in self.holdings.malicious]
             params = params.clone()
             params[self.trainer.model.normalisation] = state.personal[benign or slice(None)].mean(dim=0)
-        return evaluate(self.trainer.model, params, self.holdings.test, self.holdings.triggered)
+        return params
+
+    def scores(self, state: SimulationState) -> FinalScores:
+        """All scores of the global model, by class and by client, too."""
+        h = self.holdings
+        logits = outputs(self.trainer.model, self.evaluated(state), h.test.x)
+        return final_scores(logits, h.test.y.cpu(), state.round, h.class_names, h.test_clients, h.names)
 
 
 def _tried(

@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from fedsieve.models.forward import complete, seeded
 
 
+def arguments(
+    factory: Callable[..., nn.Module],
+    input_shape: tuple[int, ...],
+    n_classes: int,
+    parameters: Mapping[str, Any],
+    vocabulary: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """What :func:`build_module` calls the factory with, by name."""
+    offered = {"input_shape": input_shape, "n_classes": n_classes, "vocabulary": vocabulary}
+    return {k: v for k, v in offered.items() if k in inspect.signature(factory).parameters} | dict(parameters)
+
+
 def build_module(
     factory: Callable[..., nn.Module],
     input_shape: tuple[int, ...],
@@ -31,8 +43,7 @@ def build_module(
         vocabulary: Words by token id, for text.
         samples: Given to a module that makes parameters only when it sees samples (lazy layers), [k, *input_shape].
     """
-    offered = {"input_shape": input_shape, "n_classes": n_classes, "vocabulary": vocabulary}
-    wanted = {k: v for k, v in offered.items() if k in inspect.signature(factory).parameters}
+    given = arguments(factory, input_shape, n_classes, parameters, vocabulary)
     with seeded(int(torch.randint(2**31, (), generator=generator)), torch.device("cpu")):
-        module = factory(**wanted, **parameters)
+        module = factory(**given)
         return module if samples is None else complete(module, samples)

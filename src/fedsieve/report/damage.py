@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.config.settings import RootData
@@ -18,17 +18,23 @@ from fedsieve.core.escaping import printable
 from fedsieve.core.metrics import mean_of
 from fedsieve.report import escaping
 from fedsieve.report.load import Run
-from fedsieve.report.settings import differing, title
-from fedsieve.report.text import DASH, markdown_table, number, terminal_table, until_detection
+from fedsieve.report.settings import titles
+from fedsieve.report.text import DASH, markdown_table, number, terminal_parts, until_detection
 from fedsieve.runs import files
 
 # Settings in which a run may differ from its reference: without attack none of them changes the clients' training.
 FREE = ("attack", "defense", "malicious", "assumed_malicious", "knowledge", "knows_defense", "rounds", "evaluate_every")
 MEAN, SAME = "mean", "same defense"
-HEADING = (
+# What a table says above itself, and of each column that it may have.
+_HEADING = (
     "Damage. Accuracy lost against the run of the same seed without attack, by the undefended mean or else by the same "
-    "defense, %; rounds until a malicious client was rejected; benign client-rounds rejected, %; attack success, %"
+    "defense, %"
 )
+_EXPLAINED = {
+    "first detection": "rounds until a malicious client was rejected",
+    "benign lost": "benign client-rounds rejected, %",
+    "success at worst": "attack success rate (other classes), %",
+}
 # Columns of the CSV file behind setting, defense and attack; rounds are counted from 1.
 _COLUMNS = (
     *(
@@ -217,11 +223,11 @@ def _at(value: float | None, round_number: int | None) -> str | None:
 def rows(runs: Sequence[Run], compared: Mapping[Path, Against]) -> list[DamageRow]:
     """One row for each setting, defense and attack with a finished run and anything to tell."""
     known = [run for run in runs if run.experiment is not None]
-    keys = differing([run.setting for run in known])
+    names = titles([run.setting for run in known])
     cells: dict[str, dict[tuple[str, str], list[Run]]] = {}
-    for run in known:
+    for name, run in zip(names, known, strict=True):
         if run.finished:
-            cells.setdefault(title(run.setting, keys), {}).setdefault((run.defense, run.attack), []).append(run)
+            cells.setdefault(name, {}).setdefault((run.defense, run.attack), []).append(run)
     found = []
     for name, here in cells.items():
         for (defense, attack), members in sorted(here.items(), key=lambda c: (c[0][0], c[0][1] != "none", c[0][1])):
@@ -243,18 +249,23 @@ def tables(found: Sequence[DamageRow]) -> list[tuple[str, list[list[str]]]]:
     return made
 
 
+def _heading(columns: Sequence[str]) -> str:
+    return "; ".join([_HEADING, *(said for column, said in _EXPLAINED.items() if column in columns)])
+
+
 def markdown(found: Sequence[DamageRow]) -> str:
     """All tables as Markdown; "" without any."""
     parts = []
     for name, lines in tables(found):
         table = markdown_table([[escaping.markdown(text) for text in line] for line in lines])
-        parts.append(f"## {escaping.markdown(name)}: damage\n\n{HEADING}.\n\n{table}\n")
+        parts.append(f"## {escaping.markdown(name)}: damage\n\n{_heading(lines[0])}.\n\n{table}\n")
     return "\n".join(parts)
 
 
-def terminal(found: Sequence[DamageRow]) -> list[Table]:
-    """All tables for a terminal."""
-    return [terminal_table(f"{printable(name)}\n{HEADING}", lines) for name, lines in tables(found)]
+def terminal(found: Sequence[DamageRow], width: int) -> list[Group]:
+    """All tables for a terminal of so many characters a line."""
+    made = [(f"{printable(name)}\n{_heading(lines[0])}", lines) for name, lines in tables(found)]
+    return [terminal_parts(above, lines, 2, width) for above, lines in made]
 
 
 def write_csv(found: Sequence[DamageRow], path: Path) -> None:

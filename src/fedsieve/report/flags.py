@@ -16,7 +16,7 @@ from fedsieve.report import cell_flags, escaping
 from fedsieve.report.damage import Against
 from fedsieve.report.load import Run
 from fedsieve.report.settings import differing, title
-from fedsieve.report.text import number, some
+from fedsieve.report.text import counted, most_rejected, number, some
 
 MISFIT = "root data don't fit the clients"  # what a defense says then
 LOST = 0.01  # share of the benign clients that may be rejected without attack
@@ -56,7 +56,9 @@ class Flag:
         return {"name": self.name, "text": self.text, "page": self.page, "runs": list(self.runs)}
 
 
-def of_run(experiment: Experiment | None, summary: Mapping[str, Any], rounds: int, path: str) -> list[Flag]:
+def of_run(
+    experiment: Experiment | None, summary: Mapping[str, Any], rounds: int, path: str, names: Sequence[str] = ()
+) -> list[Flag]:
     """The flags that a run raises without others to compare with.
 
     Args:
@@ -64,9 +66,10 @@ def of_run(experiment: Experiment | None, summary: Mapping[str, Any], rounds: in
         summary: :func:`fedsieve.core.metrics.summarize` of its records.
         rounds: Number of records.
         path: Its directory.
+        names: Of its clients.
     """
     said = {
-        "clients-lost": _clients_lost(experiment, summary),
+        "clients-lost": _clients_lost(experiment, summary, names),
         "root-misfit": _root_misfit(summary, rounds),
         "truth-unknown": _truth_unknown(experiment, summary, rounds),
         "undecided-rates": _undecided(experiment, summary, rounds),
@@ -74,12 +77,14 @@ def of_run(experiment: Experiment | None, summary: Mapping[str, Any], rounds: in
     return [Flag(name, text, (path,)) for name, text in said.items() if text]
 
 
-def _clients_lost(e: Experiment | None, s: Mapping[str, Any]) -> str:
+def _clients_lost(e: Experiment | None, s: Mapping[str, Any], names: Sequence[str]) -> str:
     """Benign clients were rejected though there is no attack."""
     lost, rate = s["benign_client_rounds_lost"], s["false_positive_rate"] or 0.0
     if e is None or e.n_malicious or not lost or round(rate, 9) <= LOST:
         return ""
-    return f"without attack benign clients were rejected {lost} times, {number(rate)} % of them in a round"
+    who = f": {most_rejected(s, names)}" if names else ""
+    times = counted(lost, "time")
+    return f"without attack benign clients were rejected {times}, {number(rate)} % of them in a round{who}"
 
 
 def _root_misfit(s: Mapping[str, Any], rounds: int) -> str:
@@ -93,8 +98,8 @@ def _root_misfit(s: Mapping[str, Any], rounds: int) -> str:
 
 
 def _truth_unknown(e: Experiment | None, s: Mapping[str, Any], rounds: int) -> str:
-    """Who is malicious is not in the records, although somebody is, or may be."""
-    if not rounds or s["malicious_client_rounds"] or (e is not None and not e.n_malicious):
+    """The records say that nobody is malicious, although somebody is, or may be; not where they say nothing."""
+    if not rounds or s["malicious_client_rounds"] != 0 or (e is not None and not e.n_malicious):
         return ""
     who = f"any of the {e.n_malicious} malicious clients" if e else "a malicious client, and settings are unknown"
     return f"none of {rounds} records names {who}: rejections count as benign clients', and nobody as missed"
@@ -131,7 +136,7 @@ def flags(runs: Sequence[Run], compared: Mapping[Path, Against]) -> list[Flag]:
         if run.experiment and run.finished:
             settings.setdefault(name, []).append(run)
         cell = f"{name}: {run.defense} against {run.attack}: " if run.experiment else ""
-        for flag in of_run(run.experiment, run.summary, run.digest.rounds, str(run.path)):
+        for flag in of_run(run.experiment, run.summary, run.digest.rounds, str(run.path), run.names):
             alike.setdefault((flag.name, cell), []).append((run, flag))
     found = []
     for name, members in settings.items():

@@ -12,10 +12,13 @@ from typing import Any
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.escaping import printable
+from fedsieve.core.records import client_name
+from fedsieve.core.scores import FinalScores
 from fedsieve.report.digest import Digest
 from fedsieve.report.escaping import shortened
 from fedsieve.report.settings import component, setting
 from fedsieve.report.stored import Rounds, Stored, digest
+from fedsieve.runs.directory import RunDirectory
 
 _LINE = 400  # characters of a problem that are shown
 _TAIL = 1 << 16  # bytes of an error message that are read
@@ -30,17 +33,33 @@ class Run:
         experiment: Its settings; None if they can't be read.
         records: The rounds played so far, which are read from the disk whenever they are looped over.
         problems: What is wrong with it, one line each; empty for a finished run without errors.
+        names: Name of each client, client 0 first; empty where they have none.
     """
 
     path: Path
     experiment: Experiment | None
     records: Rounds
     problems: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    def name(self, client: int) -> str:
+        """A client's name, or ``client 3``; printable."""
+        return client_name(self.names, client)
+
+    @property
+    def truth(self) -> bool:
+        """Whether it is known who is malicious."""
+        return self.summary["malicious_client_rounds"] is not None
 
     @cached_property
     def digest(self) -> Digest:
         """Summary and curves."""
         return digest(self.records)
+
+    @cached_property
+    def scores(self) -> FinalScores | None:
+        """All scores of the final model; None where there are none."""
+        return RunDirectory(self.path).read_scores(self.digest.rounds)
 
     @property
     def finished(self) -> bool:
@@ -137,7 +156,8 @@ def read(folder: Path) -> Run:
     if experiment and not problems and not records.problems and played < experiment.rounds:
         problems.append(f"unfinished: {played} of {experiment.rounds} rounds")
     problems += records.problems
-    return Run(folder, experiment, records, tuple(shortened(line, _LINE) for line in problems))
+    said = tuple(shortened(line, _LINE) for line in problems)
+    return Run(folder, experiment, records, said, RunDirectory(folder).read_names())
 
 
 def _last_line(path: Path) -> str:

@@ -1,21 +1,23 @@
 """One self-contained HTML file to browse runs; it needs no network and no server.
 
-The files in ``html/`` are joined: template, style, scripts, and the data as JSON, which are written run by run.
+The data are JSON, which is written run by run; the scripts in ``html/`` make tables and charts of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fedsieve.core.records import RoundRecord, client_behind
 from fedsieve.report import damage, flags
 from fedsieve.report.digest import Curve, spaced, thin
+from fedsieve.report.document import document, part
 from fedsieve.report.escaping import json_in_html, shortened
+from fedsieve.report.explained import EXPLAINED
 from fedsieve.report.load import Run
-from fedsieve.report.settings import differing
+from fedsieve.report.settings import differing, title
 from fedsieve.report.stored import Rounds, Stored
 from fedsieve.report.tables import problems
 from fedsieve.report.text import as_command
@@ -23,16 +25,19 @@ from fedsieve.report.text import as_command
 # Maps and scatter plots: at most so many characters of the page each, and so many rounds of a run.
 _MAP_BUDGET = _SCATTER_BUDGET = 12_000_000
 _SCATTER_ROUNDS = 60
-_MAP_CLIENTS = 8000  # browsers draw no higher canvas than two pixels for each of these
+_MAP_CLIENTS = 8000  # of more clients no map is made
 _POINTS = 200
-_REASON = 200  # characters of a reason
-_SCRIPTS = ("common.js", "overview.js", "damage.js", "run.js")
+_REASON, _NAME = 200, 60  # characters of a reason and of a client's name
+_DATA = "/*DATA*/"
+_SCRIPTS = ("overview.js", "compare.js", "run.js")
 _SHORT = {
     "accuracy": "late_test_accuracy",
     "success": "attack_success_rate",
     "fpr": "false_positive_rate",
     "fnr": "false_negative_rate",
     "worst_success": "worst_attack_success_rate",
+    "until": "rounds_until_detection",
+    "rejected": "share_rejected",
 }
 _CURVES = {
     "accuracy": "test_accuracy",
@@ -43,12 +48,16 @@ _CURVES = {
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
-    """Write everything about these runs to one HTML file; it replaces an older one only once it is complete."""
+    """Write everything about these runs to one HTML file; it replaces an older one only once it is complete.
+
+    Raises:
+        FedSieveError: If the package with the charts' library is not installed.
+    """
+    before, after = template().split(_DATA)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
-    before, after = template().split("/*DATA*/")
     try:
-        with new.open("w", encoding="utf-8") as file:
+        with new.open("w", encoding="utf-8", newline="\n") as file:
             file.write(before)
             file.writelines(_data(runs))
             file.write(after)
@@ -58,44 +67,88 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
 
 
 def template() -> str:
-    """The page without data: ``/*DATA*/`` stands where they belong."""
-    folder = files("fedsieve.report").joinpath("html")
-    page, style, *scripts = (
-        folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "style.css", *_SCRIPTS)
-    )
-    return page.replace("/*STYLE*/", style.strip()).replace("/*SCRIPT*/", "\n".join(scripts).strip())
+    """The page with ``/*DATA*/`` where the data belong."""
+    return document("FedSieve report", part("page.html").strip(), _SCRIPTS, _DATA)
 
 
 def _data(runs: Sequence[Run]) -> Iterator[str]:
     """The page's JSON in parts, one for each run."""
     known = sorted((run for run in runs if run.experiment is not None), key=_seed)
     compared = damage.compare(runs)
+    raised = flags.flags(runs, compared)
+    settings = _Settings(known)
+    names = list(dict.fromkeys(run.names for run in known if run.names))
     content = {
         "version": version("fedsieve"),
-        "filters": differing([run.setting for run in known]),
+        "settings": settings.content(),
+        "start": settings.start(),
+        "defenses": sorted({run.defense for run in known}),
         "problems": problems(runs),
-        "flags": [flag.as_json() for flag in flags.flags(runs, compared)],
-        "damage": [{"setting": row.setting, "fields": row.fields()} for row in damage.rows(runs, compared)],
-        "styles": len(names := sorted({_name(run) for run in known})),
+        "flags": [flag.as_json() for flag in raised],
+        "explained": EXPLAINED,
+        "damage": [{"in": settings.at(row.setting), "fields": row.fields()} for row in damage.rows(runs, compared)],
+        "names": [[shortened(name, _NAME) for name in each] for each in names],
     }
-    styles = {name: k for k, name in enumerate(names)}
+    concerned: dict[str, list[int]] = {}
+    for k, flag in enumerate(raised):
+        for path in flag.runs:
+            concerned.setdefault(path, []).append(k)
     mapped = max(1, sum(run.digest.decided_from is not None for run in known))
     drawn = max(1, sum(len(run.digest.diagnosed) > 0 for run in known))
     yield json_in_html(content).removesuffix("}") + ',"runs":['
     for k, run in enumerate(known):
-        found = {**_run(run, _MAP_BUDGET // mapped, _SCATTER_BUDGET // drawn), "style": str(styles[_name(run)])}
-        found["damage"] = json_in_html(_damage(run, compared.get(run.path)))
+        found = _run(run, _MAP_BUDGET // mapped, _SCATTER_BUDGET // drawn)
+        more = {
+            "in": settings.at(run.setting),
+            "flags": concerned.get(str(run.path), []),
+            "names": names.index(run.names) if run.names else None,
+            "damage": _damage(run, compared.get(run.path)),
+        }
+        found |= {key: json_in_html(value) for key, value in more.items()}
         yield ("," if k else "") + "{" + ",".join(f'"{key}":{value}' for key, value in found.items()) + "}"
     yield "]}"
 
 
+class _Settings:
+    """The settings that there are runs of: all but attack, defense and seed."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._keys = differing([run.setting for run in runs])
+        found = {tuple(run.setting.items()): run.setting for run in runs}
+        self._settings = sorted(found.values(), key=lambda each: title(each, self._keys))
+        self._few = list(self._keys)  # as few as tell the settings apart, and the dataset
+        for key in reversed(self._keys):
+            fewer = [other for other in self._few if other != key or key == "dataset"]
+            if len({title(each, fewer) for each in self._settings}) == len(self._settings):
+                self._few = fewer
+        self._places = {tuple(each.items()): k for k, each in enumerate(self._settings)}
+
+    def at(self, setting: Mapping[str, str]) -> int:
+        """The place of a setting."""
+        return self._places[tuple(setting.items())]
+
+    def content(self) -> list[dict[str, Any]]:
+        """Of each a short title, the one that flags have, all of it as text, and its number of runs."""
+        counts = Counter(self.at(run.setting) for run in self._runs)
+        return [
+            {
+                "title": title(each, self._few),
+                "whole": title(each, self._keys),
+                "text": ", ".join(f"{key} {value}" for key, value in each.items()),
+                "runs": counts[k],
+            }
+            for k, each in enumerate(self._settings)
+        ]
+
+    def start(self) -> int:
+        """The setting with the most finished runs, the first of several."""
+        counts = Counter(self.at(run.setting) for run in self._runs if run.finished)
+        return max(range(len(self._settings)), key=lambda k: counts[k], default=0)
+
+
 def _seed(run: Run) -> int:
     return run.experiment.seed if run.experiment else 0
-
-
-def _name(run: Run) -> tuple[Any, ...]:
-    """What a curve is named after, in any cell of the table: the run's settings and seed."""
-    return (*sorted(run.setting.items()), _seed(run))
 
 
 def _run(run: Run, map_budget: int, scatter_budget: int) -> dict[str, str]:
@@ -115,7 +168,9 @@ def _run(run: Run, map_budget: int, scatter_budget: int) -> dict[str, str]:
         "attack": run.attack,
         "defense": run.defense,
         "seed": e.seed,
-        "setting": run.setting,
+        "clients": e.clients,
+        "truth": run.truth,
+        "undetected": run.summary["rounds_until_detection"] is None and run.summary["false_negative_rate"] is not None,
         "done": run.finished,
         "state": "" if run.finished else problem.partition(":")[0] or "unfinished",
         "note": "; ".join(filter(None, (problem, *run.notes))),
@@ -191,7 +246,8 @@ def _map(shown: Sequence[RoundRecord], n_clients: int) -> dict[str, Any] | None:
     everyone = all(len(record.clients) == len(clients) for record in shown)
     return {
         "clients": clients,
-        "malicious": sorted({client for record in shown for client in behind(record.malicious)}),
+        "rounds": [record.round for record in shown],
+        "malicious": sorted({client for record in shown for client in behind(record.malicious or ())}),
         "rejected": [None if record.rejected is None else behind(record.rejected) for record in shown],
         "present": None if everyone else [behind(record.clients) for record in shown],
     }
@@ -203,7 +259,7 @@ def _round(record: RoundRecord) -> dict[str, Any]:
     return {
         "round": record.round,
         "clients": list(record.clients),
-        "malicious": list(record.malicious),
+        "malicious": list(record.malicious or ()),
         "rejected": list(record.rejected or ()),
         "points": _points(seen.coordinates),
         "updates": _points(seen.updates or ()),
@@ -216,5 +272,5 @@ def _points(coordinates: Sequence[tuple[float | None, float | None]]) -> list[li
     return [None if x is None or y is None else [x, y] for x, y in coordinates]
 
 
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: float | int | None) -> float | int | None:
     return None if value is None else round(value, 4)

@@ -109,6 +109,20 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if key == "dataset" or len({found.get(key, "default") for found in settings}) > 1]
 
 
+def titles(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """The title of each by what differs among the settings of its dataset: no two that differ have the same.
+
+    >>> small, large = ({"dataset": "har", "model": name} for name in ("mlp", "cnn"))
+    >>> titles([small, large, {"dataset": "digits", "model": "cnn"}])
+    ['har, model mlp', 'har, model cnn', 'digits']
+    """
+    alike: dict[str, list[Mapping[str, str]]] = {}
+    for found in settings:
+        alike.setdefault(found["dataset"], []).append(found)
+    keys = {dataset: differing(members) for dataset, members in alike.items()}
+    return [title(found, keys[found["dataset"]]) for found in settings]
+
+
 @cache
 def default_settings(dataset: str, attack: str, defense: str) -> Mapping[str, Any]:
     """All settings of an experiment with these components; of another package's, nothing but the name is known."""

@@ -13,13 +13,8 @@ from fedsieve.core.records import DiagnosisRecord, RoundRecord, seen_id
 from fedsieve.report.digest import Digest
 from fedsieve.runs.directory import RunDirectory
 
-_RATES = (
-    "test_accuracy",
-    "attack_success_rate",
-    "attack_success_rate_all",
-    "false_positive_rate",
-    "false_negative_rate",
-)
+_MISTAKES = ("false_positive_rate", "false_negative_rate")
+_RATES = ("test_accuracy", "attack_success_rate", "attack_success_rate_all", *_MISTAKES)
 # Bounds of rounds and ids where there are no settings; positions beyond the other are not drawn.
 _WHOLE, _FAR = 10**9, 1e100
 
@@ -111,10 +106,13 @@ def _wrong(r: RoundRecord, above: int, rounds: int, clients: int) -> str:
     n, known = len(r.clients), set(r.clients)
     top = seen_id(clients - 1, r.round, clients)  # a malicious client may take a new id every round
     new = {i for i in known if not 0 <= i < clients}
-    if n > clients or not new.issubset(r.malicious) or not all(0 <= i <= top for i in new):
-        there = f"0 to {clients - 1}" + (f", malicious clients' to {top}" if r.round else "")
+    bad = r.malicious or ()
+    if n > clients or not new.issubset(bad) or not all(0 <= i <= top for i in new):
+        there = f"0 to {clients - 1}" + (
+            f", malicious clients' to {top}" if r.round and r.malicious is not None else ""
+        )
         return f"{n} clients with ids from {min(known)} to {max(known)}, where there are ids {there}"
-    if not known.issuperset(r.malicious) or not known.issuperset(r.rejected or ()) or not known.issuperset(r.screened):
+    if not known.issuperset(bad) or not known.issuperset(r.rejected or ()) or not known.issuperset(r.screened):
         return "decisions on clients that did not take part"
     per_client: dict[str, Sequence[Any] | None] = {"weights": r.weights, "scores": r.scores}
     if (seen := r.diagnosis) is not None:
@@ -133,6 +131,8 @@ def _finite(record: RoundRecord) -> RoundRecord:
     wrong: dict[str, Any] = {
         name: None for name in _RATES if (rate := getattr(record, name)) is not None and not 0 <= rate <= 1
     }
+    if record.malicious is None:  # then nobody can count mistakes
+        wrong |= {name: None for name in _MISTAKES if getattr(record, name) is not None}
     if record.test_loss is not None and not isfinite(record.test_loss):
         wrong["test_loss"] = None
     if record.diagnosis is not None and (seen := _near(record.diagnosis)) is not record.diagnosis:

@@ -1,6 +1,7 @@
-"""What is left to run of a plan, and about how long it takes and how much memory; nothing is written."""
+"""What is left to run of a plan or a grid, and about how long it takes and how much memory; nothing is written."""
 
 import json
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from fedsieve.core.errors import FedSieveError
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
 from fedsieve.models.size import size_of
+from fedsieve.report.settings import component, differing, setting, title
 from fedsieve.reproduce.pace import Paces
 from fedsieve.reproduce.plan import Plan
 from fedsieve.runs.cell import finished
 from fedsieve.runs.directory import RunDirectory
+
+Label = tuple[str, str, str]  # group, row and column
 
 PROCESS = 400_000_000  # bytes that Python with torch and scikit-learn takes
 
@@ -75,28 +79,54 @@ def rounds_done(path: Path, experiment: Experiment) -> int:
 def forecast(
     plan: Plan, runs: Path, data: Path, device: torch.device, threads: int = 1, seconds: float = 60.0
 ) -> list[Outlook]:
-    """Every cell of a plan, in order, and then those that others are only compared with.
+    """Every cell of a plan, in order, and then those that others are only compared with; see :func:`forecast_cells`."""
+    shown = {(row.group, row.label, column) for row in plan.rows for column in plan.columns_of(row)}
+    return forecast_cells(plan.cells(), runs, data, device, threads, seconds, shown)
+
+
+def as_cells(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], Experiment]:
+    """Every experiment of a grid by what differs but attack, defense and seed; attack; defense; seed."""
+    settings = [setting(e) for e in experiments]
+    keys = differing(settings)
+    found: dict[tuple[str, str, str, int], Experiment] = {}
+    for e, own in zip(experiments, settings, strict=True):
+        attack, defense = (component(kind, getattr(e, kind), e.dataset.name) for kind in ("attack", "defense"))
+        label = title(own, keys), attack, defense, e.seed
+        found[label if label not in found else (f"{label[0]}, {e.key}", *label[1:])] = e
+    return found
+
+
+def forecast_cells(
+    cells: Mapping[tuple[str, str, str, int], Experiment],
+    runs: Path,
+    data: Path,
+    device: torch.device,
+    threads: int = 1,
+    seconds: float = 60.0,
+    shown: Container[Label] | None = None,
+) -> list[Outlook]:
+    """How things stand with each cell, in order.
 
     Args:
-        plan: The plan.
+        cells: Every experiment by group, row, column and seed; those with different seeds are one cell.
         runs: Folder of the run directories.
         data: Folder of the datasets.
         device: Where the runs would compute.
         threads: Number of threads of each run.
         seconds: How long rounds may be run, all in all, to learn how long they take: see :class:`Paces`.
+        shown: Cells that a table shows; None for all.
     """
-    cells: dict[tuple[str, str, str], dict[int, Experiment]] = {}
-    for (group, row, column, seed), experiment in plan.cells().items():
-        cells.setdefault((group, row, column), {})[seed] = experiment
-    shown = {(row.group, row.label, column) for row in plan.rows for column in plan.columns_of(row)}
+    by_label: dict[Label, dict[int, Experiment]] = {}
+    for (group, row, column, seed), experiment in cells.items():
+        by_label.setdefault((group, row, column), {})[seed] = experiment
     found = [
         Outlook(
             *label,
             experiments=tuple(seeds.values()),
             done=tuple(rounds_done(runs / e.key, e) for e in seeds.values()),
-            shown=label in shown,
+            shown=shown is None or label in shown,
         )
-        for label, seeds in cells.items()
+        for label, seeds in by_label.items()
     ]
     paces, datasets = Paces(runs, data, device, threads, seconds), dict[str, Dataset | None]()
     # the fastest first, so that as many as possible are measured in that time

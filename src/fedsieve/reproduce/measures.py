@@ -66,9 +66,11 @@ def wronged(run: Rounds, quiet: Rounds) -> float | None:
 
 
 def _rejected(records: Rounds) -> dict[int, float] | None:
-    """Of each benign client, the share of its rounds in which it was rejected."""
+    """Of each benign client, the share of its rounds in which it was rejected; None if nobody knows who is benign."""
     took_part, rejected, decided = Counter[int](), Counter[int](), False
     for record in records:
+        if record.malicious is None:
+            return None
         benign = set(record.clients) - set(record.malicious)
         took_part.update(benign)
         if record.rejected is not None:

@@ -89,13 +89,14 @@ def _figure8(scale: Scale) -> Plan:
 # --- Pictures -----------------------------------------------------------------------------------------------
 
 
-def _labelled(plan: Plan, runs: Runs) -> dict[str, dict[str, Rounds]]:
-    """Records of the first seed by row (with its group, if there are several) and column."""
+def _labelled(plan: Plan, runs: Runs) -> dict[str, dict[str, list[Rounds]]]:
+    """Records of all seeds by row (with its group, if there are several) and column."""
     several = len({row.group for row in plan.rows}) > 1
-    found: dict[str, dict[str, Rounds]] = {}
-    for (group, row, column, seed), experiment in plan.cells().items():
-        if seed == plan.seeds[0] and experiment.key in runs:
-            found.setdefault(f"{row}, {group}" if several else row, {})[column] = runs[experiment.key]
+    found: dict[str, dict[str, list[Rounds]]] = {}
+    for (group, row, column, _), experiment in plan.cells().items():
+        if experiment.key in runs:
+            lines = found.setdefault(f"{row}, {group}" if several else row, {})
+            lines.setdefault(column, []).append(runs[experiment.key])
     return found
 
 
@@ -117,11 +118,12 @@ def _numbered(lines: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scatter(plan: Plan, runs: Runs, path: Path) -> None:
-    figures.mask_scatter(_labelled(plan, runs), path)
+    found = {row: {column: seeds[0] for column, seeds in lines.items()} for row, lines in _labelled(plan, runs).items()}
+    figures.mask_scatter(found, path)
 
 
 def _layers(plan: Plan, runs: Runs, path: Path) -> None:
-    found = {f"{row}, {column}": r for row, lines in _labelled(plan, runs).items() for column, r in lines.items()}
+    found = {f"{row}, {column}": r[0] for row, lines in _labelled(plan, runs).items() for column, r in lines.items()}
     figures.layers_kept(found, path)
 
 

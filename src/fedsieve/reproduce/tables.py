@@ -4,11 +4,11 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import Group
 
 from fedsieve.core.escaping import printable
 from fedsieve.report import escaping
-from fedsieve.report.text import DASH, markdown_table, number, terminal_table
+from fedsieve.report.text import DASH, markdown_table, number, terminal_parts
 from fedsieve.reproduce import development
 from fedsieve.reproduce.comparison import Compared
 from fedsieve.reproduce.measures import LOSSES, WORST_SUCCESS, WRONGED
@@ -20,10 +20,13 @@ _SPREAD = ("accuracy", "success")  # with their deviations where two stand in on
 _HEADINGS = {
     ("fpr", "fnr"): "Benign clients rejected / malicious clients missed, all {rounds}, %",
     ("late_fpr", "late_fnr"): "Benign clients rejected / malicious clients missed, second half of {rounds}, %",
-    ("accuracy", "success"): "Test accuracy, last tenth of {rounds} (/ attack success rate at the end), %",
+    (
+        "accuracy",
+        "success",
+    ): "Test accuracy, last tenth of {rounds} (/ attack success rate (all samples) at the end), %",
     ("late_loss", "worst_loss"): "Accuracy lost: last tenth of {rounds} / worst round, %",
     ("area",): "Accuracy lost, added up over {rounds}, accuracy-rounds",
-    ("late_success", "worst_success"): "Attack success rate: last tenth of {rounds} / worst round, %",
+    ("late_success", "worst_success"): "Attack success rate (other classes): last tenth of {rounds} / worst round, %",
     ("benign_lost",): "Benign client-rounds rejected, {rounds}, %",
     ("wronged",): "A benign client rejected more often than without attack: the largest increase, {rounds}, %",
 }
@@ -187,9 +190,10 @@ def markdown(suite: Suite, plan: Plan, cells: Sequence[Compared], how: str, part
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def terminal(suite: Suite, cells: Sequence[Compared]) -> list[Table]:
-    """The same tables for a terminal."""
-    return [terminal_table(f"{printable(group)}\n{heading}", lines) for group, heading, lines in _blocks(suite, cells)]
+def terminal(suite: Suite, cells: Sequence[Compared], width: int) -> list[Group]:
+    """The same tables for a terminal of so many characters a line."""
+    blocks = _blocks(suite, cells)
+    return [terminal_parts(f"{printable(group)}\n{heading}", lines, 1, width) for group, heading, lines in blocks]
 
 
 def write_csv(cells: Sequence[Compared], path: Path) -> None:

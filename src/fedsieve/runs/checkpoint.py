@@ -7,7 +7,8 @@ The header's metadata hold ``run`` (JSON: :class:`Stamp` and the state, whose te
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -51,10 +52,18 @@ def encode(state: SimulationState, stamp: Stamp) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     tree = pack_state(state, tensors)
-    # one file, so that all parts of the state are of the same round
-    metadata = {"run": json.dumps({**vars(stamp), "state": tree}), "sha256": _ZEROS.decode()}
+    return sealed({**vars(stamp), "state": tree}, tensors)
+
+
+def sealed(run: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """JSON and tensors in one file, so that all parts of a state are of the same round.
+
+    Raises:
+        FedSieveError: If a tensor is of a type that can't be kept.
+    """
+    metadata = {"run": json.dumps(run), "sha256": _ZEROS.decode()}
     try:
-        content = safetensors.torch.save(tensors, metadata)
+        content = safetensors.torch.save(dict(tensors), metadata)
     except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:  # a type that it can't store
         raise FedSieveError(f"can't checkpoint the state: {error}") from error
     found = _SEAL.search(content)
@@ -68,19 +77,40 @@ def decode(content: bytes, device: torch.device) -> tuple[Stamp, SimulationState
     Raises:
         CorruptDataError: If a byte has changed, or :func:`encode` of this version has not made it.
     """
+    run, tensors = opened(content, device)
+    with this_version():
+        state = unpack(run.pop("state"), tensors)
+        stamp, server = Stamp(**run), ServerState(**state["server"])
+        _check(stamp, server)
+        return stamp, SimulationState(server, state["personal"], state["adversary"])
+
+
+def opened(content: bytes, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`sealed` was given, tensors on ``device``.
+
+    Raises:
+        CorruptDataError: If a byte has changed, or :func:`sealed` has not made it.
+    """
     found = _SEAL.search(content)
     if found is None:
         raise CorruptDataError("it is not a FedSieve checkpoint, or one of another version")
     if _checksum(content, found) != found[1].decode():
         raise CorruptDataError("it is damaged: its checksum is wrong")
-    try:
+    with this_version():
         length = int.from_bytes(content[:8], "little")
         run = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["run"])
-        tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(content).items()}
-        state = unpack(run.pop("state"), tensors)
-        stamp, server = Stamp(**run), ServerState(**state["server"])
-        _check(stamp, server)
-        return stamp, SimulationState(server, state["personal"], state["adversary"])
+        return run, {name: tensor.to(device) for name, tensor in safetensors.torch.load(content).items()}
+
+
+@contextmanager
+def this_version() -> Iterator[None]:
+    """Turn what reading a checkpoint of another version ends in into one line.
+
+    Raises:
+        CorruptDataError: For any such error of the block.
+    """
+    try:
+        yield
     except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise CorruptDataError(f"it is not a FedSieve checkpoint of this version: {shown(error)}") from error
 

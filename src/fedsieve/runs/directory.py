@@ -1,14 +1,15 @@
 """A run directory: one experiment's settings, records and checkpoints, from which a killed run can be resumed.
 
-``experiment.yaml``, ``environment.json``, ``records.jsonl`` (one line per round), ``checkpoint.safetensors`` and the
-one before it, ``checkpoint.previous.safetensors``. No file is a pickle. Every file but the records is replaced whole;
+``experiment.yaml``, ``environment.json``, ``clients.json`` (their names, where they have any), ``records.jsonl`` (one
+line per round), ``scores.json`` (of the final model), ``checkpoint.safetensors`` and the one before it,
+``checkpoint.previous.safetensors``. No file is a pickle. Every file but the records is replaced whole;
 records are added at the end, and are on disk before a checkpoint that covers them.
 """
 
 import hashlib
 import json
 import platform
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import CorruptDataError, FedSieveError
+from fedsieve.core.escaping import printable
 from fedsieve.core.records import RoundRecord
+from fedsieve.core.scores import FinalScores
+from fedsieve.data.digest import digest_of
 from fedsieve.federation.simulation import SimulationState
 from fedsieve.runs import files
 from fedsieve.runs.checkpoint import Stamp, decode, encode
 from fedsieve.runs.lines import line_of, record_of
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+NAMES, SCORES = "clients.json", "scores.json"
+_SCORES = TypeAdapter(FinalScores)
+_LONGEST_NAME = 100  # characters; longer ones are cut
 _LONGEST = 2**28  # bytes of a record; a stranger's file may be one endless line
 
 
@@ -54,7 +61,8 @@ class RunDirectory:
         with files.one_line(f"write the run directory {self.path}"):
             files.make_folder(self.path)
             # checkpoints first: one without its records is of no use
-            files.remove(*(self.path / name for name in (CHECKPOINT, PREVIOUS, "records.jsonl", "error.txt")))
+            left = (CHECKPOINT, PREVIOUS, "records.jsonl", "error.txt", NAMES, SCORES)
+            files.remove(*(self.path / name for name in left))
             self.write_settings(experiment)
             self.write_environment({**environment(device), "data": data, "data_sha256": digest_of_data(experiment)})
             files.write(self._records, b"")
@@ -94,6 +102,46 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def write_names(self, names: Sequence[str]) -> None:
+        """Write the name of each client, client 0 first; no file without any.
+
+        Raises:
+            FedSieveError: If it can't be written.
+        """
+        if names:
+            with files.one_line(f"write the run directory {self.path}"):
+                files.write(self.path / NAMES, (json.dumps({"names": list(names)}) + "\n").encode())
+
+    def read_names(self) -> tuple[str, ...]:
+        """The name of each client, printable and not too long; none where the file is missing or can't be read."""
+        try:
+            with files.read(self.path / NAMES) as file:
+                found = json.loads(file.read(_LONGEST))["names"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return ()
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            return ()
+        cut = _LONGEST_NAME - 3
+        return tuple(printable(n if len(n) <= _LONGEST_NAME else f"{n[:cut]}...") for n in found)
+
+    def write_scores(self, scores: FinalScores) -> None:
+        """Replace the scores of the final model.
+
+        Raises:
+            FedSieveError: If they can't be written.
+        """
+        with files.one_line(f"write the run directory {self.path}"):
+            files.write(self.path / SCORES, _SCORES.dump_json(scores, indent=1) + b"\n")
+
+    def read_scores(self, rounds: int) -> FinalScores | None:
+        """The scores of the model after so many rounds; None where there are none, or they can't be read."""
+        try:
+            with files.read(self.path / SCORES) as file:
+                found = _SCORES.validate_json(file.read(_LONGEST))
+        except (OSError, ValueError):
+            return None
+        return found if found.rounds == rounds else None
 
     def append(self, record: RoundRecord) -> bytes:
         """Add the record of one round as one line, and return that.
@@ -224,16 +272,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def digest_of_data(experiment: Experiment) -> str | None:
-    """SHA-256 of the user's own data file; None for a dataset by name, whose files have known checksums.
+    """SHA-256 of the user's own data file or folder; None for a dataset by name, whose files have known checksums.
 
     Raises:
-        FedSieveError: If the file can't be read.
+        FedSieveError: If it can't be read.
     """
     path = experiment.dataset.parameters.get("file")
-    if not (isinstance(path, str) and Path(path).is_file()):
-        return None
-    digest = hashlib.sha256()
-    with files.one_line(f"read {path}"), files.read(Path(path)) as file:
-        for block in iter(partial(file.read, 2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return digest_of(path) if isinstance(path, str) and path else None

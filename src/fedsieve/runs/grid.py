@@ -14,6 +14,34 @@ _SECTIONS = ("local", "server", "root", "odd")
 MOST_CELLS = 100_000
 
 
+def axes(grid: Mapping[Any, Any]) -> dict[tuple[Any, ...], Sequence[Any]]:
+    """The lists in a grid that stand for several experiments, by their path; see :func:`expand`.
+
+    >>> axes({"attack": "none", "seed": [0, 1], "local": {"steps": [1, 5]}})
+    {('seed',): [0, 1], ('local', 'steps'): [1, 5]}
+    """
+    found: dict[tuple[Any, ...], Sequence[Any]] = {}  # of a file, whose keys may be anything
+    for key, value in grid.items():
+        if isinstance(value, list):
+            found[key,] = value
+        elif key in _SECTIONS and isinstance(value, Mapping):
+            found |= {(key, name): inner for name, inner in value.items() if isinstance(inner, list)}
+    return found
+
+
+def several(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the lists that make settings a grid, where one experiment is expected and so a list of defenses a chain.
+
+    >>> several({"defense": ["skymask", "mean"]}), several({"seed": [0, 1]})
+    ([], ['seed'])
+    """
+    return [
+        ".".join(map(str, path))
+        for path, values in axes(settings).items()
+        if path != ("defense",) or any(isinstance(value, list) for value in values)
+    ]
+
+
 def expand(grid: Mapping[str, Any]) -> list[Experiment]:
     """Every combination of the lists in a grid of settings, each experiment once.
 
@@ -27,29 +55,26 @@ def expand(grid: Mapping[str, Any]) -> list[Experiment]:
     >>> len(expand({"attack": ["none", "min-max"], "seed": [0, 1]}))
     4
     """
-    axes: list[tuple[tuple[str, ...], Sequence[Any]]] = []
-    for key, value in grid.items():
-        if isinstance(value, list):
-            axes.append(((key,), value))
-        elif key in _SECTIONS and isinstance(value, Mapping):
-            axes += [((key, name), inner) for name, inner in value.items() if isinstance(inner, list)]
-    names = [".".join(map(str, path)) for path, _ in axes]
-    for name, (_, values) in zip(names, axes, strict=True):
+    lists = axes(grid)
+    names = [".".join(map(str, path)) for path in lists]
+    for name, values in zip(names, lists.values(), strict=True):
         if not values:
             raise ParameterError(f"{name} is an empty list: give it at least one value")
-    if (size := prod(len(values) for _, values in axes)) > MOST_CELLS:
-        lengths = sorted(((len(values), name) for name, (_, values) in zip(names, axes, strict=True)), reverse=True)
+    if (size := prod(map(len, lists.values()))) > MOST_CELLS:
+        lengths = sorted(
+            ((len(values), name) for name, values in zip(names, lists.values(), strict=True)), reverse=True
+        )
         raise ParameterError(
             f"the grid has {f'{size:,}' if size < 10**18 else 'over 10^18'} combinations "
             f"({', '.join(f'{length:,} of {name}' for length, name in lengths[:6])}), "
             f"a sweep takes {MOST_CELLS:,}: make several grids of it"
         )
     found: dict[str, Experiment] = {}
-    for choice in product(*(values for _, values in axes)):
+    for choice in product(*lists.values()):
         settings: dict[str, Any] = {
             key: dict(value) if isinstance(value, Mapping) else value for key, value in grid.items()
         }
-        for (path, _), value in zip(axes, choice, strict=True):
+        for path, value in zip(lists, choice, strict=True):
             below = settings if len(path) == 1 else settings[path[0]]
             below[path[-1]] = value
         try:

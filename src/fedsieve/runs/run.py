@@ -10,11 +10,13 @@ from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.metrics import Summary
 from fedsieve.core.records import RoundRecord
+from fedsieve.federation.export import check_export, check_loads, exported, loading
 from fedsieve.federation.simulation import Simulation, SimulationState
+from fedsieve.runs import files
 from fedsieve.runs.checkpoint import pack_state
 from fedsieve.runs.directory import RunDirectory
 from fedsieve.runs.lock import held
-from fedsieve.runs.resuming import check_fits, go_on, last_good, refuse_to_replace
+from fedsieve.runs.resuming import ELSE, check_fits, go_on, last_good, refuse_to_replace
 
 
 def run(
@@ -27,6 +29,8 @@ def run(
     fresh: bool = False,
     checkpoint_every: float = 60.0,
     keep_records: bool = True,
+    export: Path | None = None,
+    on_export: Callable[[str], None] | None = None,
     on_start: Callable[[str], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
@@ -44,6 +48,8 @@ def run(
             error or an interruption.
         keep_records: Return the records. A run of thousands of rounds has gigabytes of them, and
             :meth:`RunDirectory.iter_records` reads them one by one.
+        export: Write the final model's state dict to this file.
+        on_export: Called with a line of Python that loads it.
         on_start: Called once, with a line that says how the data were read.
         on_note: Called with a line for whatever is not as expected: nothing to resume, a damaged checkpoint, other
             versions than the run was started with.
@@ -63,6 +69,8 @@ def run(
     if resume and fresh:
         raise ParameterError("resume continues a run and fresh replaces it: set one of them")
     tell, start = on_note or _silent, on_start or _silent
+    if export:
+        check_export(export)
     with held(out):
         directory, good, summary = RunDirectory(out), None, Summary()
         records: list[RoundRecord] = []
@@ -80,10 +88,18 @@ def run(
                 directory.write_settings(experiment)  # one that was meant to have more rounds
                 tell(f"the run in {out} is finished: it has all {experiment.rounds} rounds")
                 start(str(directory.read_environment().get("data", "")))
+                if export:
+                    if good is None:
+                        raise ParameterError(
+                            f"can't write {export}: {out} has no checkpoint of the final model; {ELSE}"
+                        )
+                    _export(Simulation.of(experiment, data, device), good.state, export, on_export or _silent)
                 return records, summary.result()
         elif not fresh:
             refuse_to_replace(directory, experiment)
         simulation = Simulation.of(experiment, data, device)
+        if export:
+            check_loads(simulation)
         reading = simulation.holdings.reading
         if good:
             check_fits(good.state, simulation.initial)
@@ -92,8 +108,12 @@ def run(
                 keep(record)
         else:
             directory.write_experiment(experiment, device, reading)
+        directory.write_names(simulation.holdings.names)
         start(reading)
-        _play(simulation, good.state if good else simulation.initial, directory, checkpoint_every, keep, on_round)
+        state = good.state if good else simulation.initial
+        state = _play(simulation, state, directory, checkpoint_every, keep, on_round)
+        if export:
+            _export(simulation, state, export, on_export or _silent)
     return records, summary.result()
 
 
@@ -104,12 +124,18 @@ def _play(
     checkpoint_every: float,
     keep: Callable[[RoundRecord], None],
     on_round: Callable[[RoundRecord], None] | None,
-) -> None:
-    """Run the rounds from ``state`` on, with a checkpoint every so many seconds and at the end, whatever ends it."""
+) -> SimulationState:
+    """Run the rounds from ``state`` on, with a checkpoint every so many seconds and at the end, whatever ends it.
+
+    Returns:
+        The state after the last round.
+    """
     experiment, first, saved, unsaved = simulation.experiment, state.round, state.round, 0.0
     digest, _ = directory.covered(first)
     try:
         for following, record in simulation.rounds(state):
+            if following.round == experiment.rounds:  # before the record, so that a finished run has them
+                directory.write_scores(simulation.scores(following))
             grown = digest.copy()
             grown.update(directory.append(record))
             state, digest = following, grown  # both or none, if an interruption comes: nothing is called in between
@@ -131,6 +157,14 @@ def _play(
         raise
     if saved < state.round:
         directory.save(state, experiment, digest.hexdigest())
+    return state
+
+
+def _export(simulation: Simulation, state: SimulationState, path: Path, tell: Callable[[str], None]) -> None:
+    """Write the model, and tell how it is loaded."""
+    with files.one_line(f"write {path}"):
+        files.write(path, exported(simulation, state))
+    tell(loading(simulation, path))
 
 
 def _silent(text: str) -> None:

@@ -12,11 +12,12 @@ from fedsieve.report.figures.panels import (
     BENIGN,
     MALICIOUS,
     ROOT,
-    Lines,
+    UNKNOWN,
     add_legend,
     new_figure,
     save,
     separate,
+    styled,
 )
 from fedsieve.report.stored import Rounds
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def mask_scatter(runs: Lines, path: Path) -> None:
+@styled
+def mask_scatter(runs: Mapping[str, Mapping[str, Rounds]], path: Path) -> None:
     """Principal components of the clients' masks in the last round that has them, one panel per pair of keys.
 
     The first panel of each row shows those of the updates themselves, as the first defense of the row received them,
@@ -51,7 +53,7 @@ def mask_scatter(runs: Lines, path: Path) -> None:
                 raise FedSieveError(f"{path.name}: the records of {heading}, {name} have no coordinates of masks")
             _clients(panel, last[heading][name], seen.coordinates)
             if seen.root is not None:
-                panel.scatter(*seen.root, s=90, marker="*", color=ROOT, label="root model")
+                panel.scatter(*seen.root, s=50, marker="*", color=ROOT, label="root model")
         panel.ticklabel_format(style="sci", scilimits=(-3, 4))
     add_legend(figure, panels)
     save(figure, path)
@@ -70,7 +72,7 @@ def _last(records: Rounds) -> RoundRecord:
 def _clients(
     panel: "Axes", record: RoundRecord, points: Sequence[tuple[float | None, float | None]], decisions: bool = True
 ) -> None:
-    """Clients as points, coloured by ground truth.
+    """Clients as points, coloured by ground truth where it is known.
 
     Args:
         panel: Where to draw.
@@ -79,27 +81,31 @@ def _clients(
         decisions: Whether the marker shows the defense's decision; else clients are dots.
     """
     rejected = set(record.rejected or ()) if decisions else set()
-    for bad, out in product((False, True), repeat=2):
+    truth = record.malicious
+    for bad, out in product((None,) if truth is None else (False, True), (False, True)):
         here = [
             points[i]
             for i, client in enumerate(record.clients)
-            if (client in record.malicious) == bad and (client in rejected) == out
+            if (None if truth is None else client in truth) == bad and (client in rejected) == out
         ]
         here = [point for point in here if None not in point]
-        label = f"{'malicious' if bad else 'benign'}, {'rejected' if out else 'accepted'}"
-        colour = MALICIOUS if bad else BENIGN
+        decision = "rejected" if out else "accepted"
+        label = decision if bad is None else f"{'malicious' if bad else 'benign'}, {decision}"
+        colour = UNKNOWN if bad is None else MALICIOUS if bad else BENIGN
         panel.scatter(
             *separate(here),
-            s=22,
+            s=14,
             marker="X" if out else "o" if decisions else ".",
             label=label if decisions else None,
             facecolors=colour if out or not decisions else "none",
             edgecolors=colour,
+            linewidths=0.8,
         )
 
 
+@styled
 def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
-    """The share of each layer that masks keep, of benign and of malicious clients.
+    """The share of each layer that masks keep, of benign and of malicious clients, or of all where nobody knows.
 
     One panel per key; a bar from the smallest to the largest client, each a mean over those of the second half of the
     rounds that have masks, or the last round that has them, and a marker at the mean over clients. A client under a new
@@ -116,6 +122,7 @@ def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
         for bad, name, offset, colour, mark in (
             (False, "benign", -0.12, BENIGN, "o"),
             (True, "malicious", 0.12, MALICIOUS, "s"),
+            (None, "clients", 0.0, UNKNOWN, "D"),
         ):
             label: str | None = name
             for layer in range(len(layers)):
@@ -125,22 +132,22 @@ def layers_kept(runs: Mapping[str, Rounds], path: Path) -> None:
                     panel.plot([x, x], [min(means), max(means)], color=colour, linewidth=2)
                     panel.plot(x, sum(means) / len(means), mark, color=colour, label=label)
                     label = None  # one entry in the legend
-        panel.set(title=text(heading, 48), ylabel="share of the layer that masks keep" if panel is panels[0] else "")
+        panel.set(title=text(heading, 48), ylabel="share kept by masks" if panel is panels[0] else "")
         panel.set_xticks(range(len(layers)), map(text, layers), rotation=30, ha="right")
-        panel.grid(alpha=0.3, axis="y")
+        panel.grid(axis="y")
     add_legend(figure, panels)
     save(figure, path)
 
 
-def _kept(records: Rounds) -> tuple[tuple[str, ...], list[tuple[bool, int, float, int]]]:
+def _kept(records: Rounds) -> tuple[tuple[str, ...], list[tuple[bool | None, int, float, int]]]:
     """Names of the layers, and what the masks of each client keep of each, over the rounds of :func:`layers_kept`.
 
     Returns:
-        The names, none without masks; and for each client and layer: whether the client is malicious, the layer, the
-        sum of the shares, and their number.
+        The names, none without masks; and for each client and layer: whether the client is malicious, None where that
+        is not known, the layer, the sum of the shares, and their number.
     """
     layers: tuple[str, ...] = ()
-    shares: dict[tuple[bool, int, int], tuple[float, int]] = {}
+    shares: dict[tuple[bool | None, int, int], tuple[float, int]] = {}
     before, half = -1, len(records) // 2
     for k, record in enumerate(records):
         if (seen := record.diagnosis) is None or not seen.kept:
@@ -151,7 +158,8 @@ def _kept(records: Rounds) -> tuple[tuple[str, ...], list[tuple[bool, int, float
         for client, kept in zip(record.clients, seen.kept, strict=True):
             for layer, value in enumerate(kept):
                 if value is not None:
-                    key = (client in record.malicious, client, layer)
+                    bad = None if record.malicious is None else client in record.malicious
+                    key = (bad, client, layer)
                     total, n = shares.get(key, (0.0, 0))
                     shares[key] = (total + value, n + 1)
     return layers, [(bad, layer, total, n) for (bad, _, layer), (total, n) in shares.items()]

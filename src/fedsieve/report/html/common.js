@@ -1,4 +1,4 @@
-// The data, helpers that make elements, numbers, and what the page shows at the moment.
+// The data, helpers that make elements, numbers.
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
@@ -12,28 +12,18 @@ const element = (name, attributes = {}, ...children) => {
   made.append(...children);
   return made;
 };
-const SVG = "http://www.w3.org/2000/svg";
-const drawn = (name, attributes = {}, text) => {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
-};
-const percent = v => (100 * v).toFixed(1);
+const percent = v => (Math.round(1000 * v) / 10 + 0).toFixed(1); // never "-0.0"
 const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
 const deviation = values => {
   const m = mean(values);
   return Math.sqrt(values.reduce((s, v) => s + (v - m) ** 2, 0) / (values.length - 1));
 };
-const MEASURES = [
-  ["accuracy", "test accuracy (last tenth of the rounds)", true],
-  ["success", "attack success rate (last round)", false],
-  ["fpr", "benign clients rejected (all rounds)", false],
-  ["fnr", "malicious clients missed (all rounds)", false],
-  ["lost", "accuracy lost to the run without attack (per round)", false],
-  ["worst_lost", "accuracy lost to the run without attack (worst round)", false],
-  ["worst_success", "attack success rate (worst round)", false],
-];
-const measured = (run, measure) => run.summary[measure] ?? run.damage[measure] ?? null;
-const some = texts => texts.slice(0, 3).join(", ") + (texts.length > 3 ? ` and ${texts.length - 3} more` : "");
-const state = {measure: "accuracy", filters: {}, chosen: null};
+const spread = values => percent(mean(values)) + (values.length > 1 ? ` ± ${percent(deviation(values))}` : "");
+const natural = (a, b) => a.localeCompare(b, "en", {numeric: true});
+const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+// A table whose first line is the head and whose first column names the lines.
+const tabled = (id, lines) => element("table", {id},
+  element("thead", {}, element("tr", {}, ...lines[0].map(text => element("th", {scope: "col"}, text)))),
+  element("tbody", {}, ...lines.slice(1).map(line => element("tr", {}, ...line.map((text, k) => k
+    ? element("td", {}, element("span", {}, text))
+    : element("th", {scope: "row", title: text}, text))))));
