@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check lint types bench bench-smoke bench-others matrix torture audit lock clean
+.PHONY: demo test check lint types docs bench bench-smoke bench-others flower-test flower-demo flower-faults flower-bench matrix torture audit lock clean
 
 demo: .venv/ready  ## a federation under attack, on data that ships with scikit-learn; about a minute
 	$(BIN)/python examples/demo.py
@@ -10,7 +10,7 @@ demo: .venv/ready  ## a federation under attack, on data that ships with scikit-
 test: .venv/ready  ## all tests, two at a time; those on real data run where FEDSIEVE_DATA is set
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-check: lint types bench-smoke test  ## what CI runs
+check: lint types docs bench-smoke test  ## what CI runs
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -19,6 +19,9 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
+docs: .venv/ready  ## the documentation's site, to build/docs, with warnings as errors
+	$(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html -d build/doctrees docs build/docs
+
 bench: .venv/ready  ## every goal with figure, ratio and verdict, to docs/results/bench.md; twenty minutes on two cores
 	$(BIN)/python benchmarks/bench.py
 
@@ -26,6 +29,20 @@ bench-smoke: .venv/ready  ## that the benchmarks run and compute the same on bot
 	$(BIN)/python benchmarks/bench.py --smoke
 
 bench-others: build/others/ready  ## Flower and ByzFL for `make bench`, in an environment of their own
+
+flower-test: build/flower/ready  ## the tests that need Flower, a deployment under attack among them; fifteen minutes on two cores
+	OMP_NUM_THREADS=1 FEDSIEVE_DEPLOYMENT_PAGE=docs/results/flower/deployment.md \
+	  build/flower/bin/python -m pytest -q -m 'slow or not slow' tests/flower
+
+flower-demo: build/flower/ready  ## that deployment on the digits, from its certificates to a table of nodes; some minutes
+	OMP_NUM_THREADS=1 build/flower/bin/python tests/flower/deployment/scenario.py
+
+flower-faults: build/flower/ready  ## one bad reply against Flower's own strategies and ours, to docs/results/flower/faults.md
+	OMP_NUM_THREADS=1 build/flower/bin/python benchmarks/flower_faults.py
+
+flower-bench: build/flower/ready  ## costs beside Flower's own strategies, and parity with its engine, to docs/results/flower; ten minutes on two cores
+	OMP_NUM_THREADS=1 build/flower/bin/python benchmarks/flower_cost.py
+	OMP_NUM_THREADS=1 build/flower/bin/python benchmarks/flower_parity.py
 
 matrix: .venv/ready  ## every attack against every defense on the digits; about seven minutes on two cores
 	$(BIN)/python examples/matrix.py
@@ -54,6 +71,12 @@ build/others/ready:
 	$(PYTHON) -m venv build/others
 	build/others/bin/python -m pip install --quiet --disable-pip-version-check 'flwr[simulation]==1.42.0' torch==2.13.0 scipy
 	build/others/bin/python -m pip install --quiet --disable-pip-version-check --no-deps byzfl==0.0.11
+	touch $@
+
+build/flower/ready: pyproject.toml
+	$(PYTHON) -m venv build/flower
+	build/flower/bin/python -m pip install --quiet --disable-pip-version-check -e '.[report]' \
+	  'flwr[simulation]==1.42.0' torch==2.13.0 beartype hypothesis pytest pytest-xdist
 	touch $@
 
 .venv/ready: pyproject.toml constraints.txt

@@ -20,13 +20,13 @@ import torch
 from harness import Figure, Measured, clock, keep, machine
 from inputs import Rounds, experiment, real, simulation
 
-import fedsieve
 from fedsieve.data.store import data_folder
 from fedsieve.federation import simulation as simulations
 from fedsieve.federation.adversary import Adversary
 from fedsieve.federation.clients import Trainer
 from fedsieve.federation.server import Server
 from fedsieve.runs.events import Event
+from fedsieve.runs.run import run
 from fedsieve.runs.sweep import sweep
 
 PROFILED = 5  # rounds
@@ -140,7 +140,7 @@ def whole_runs(device: str, small: bool, measured: Measured) -> None:
         e = experiment("fashion-mnist", defense=name, rounds=rounds, evaluate_every=25, **sizes)
         stamps: list[float] = []
         with TemporaryDirectory() as folder:
-            fedsieve.run(
+            run(
                 e,
                 out=Path(folder) / "run",
                 data=data_folder(),

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from harness import Figure, Measured, in_turn, seconds
 
-import fedsieve
 from fedsieve import Experiment, RoundRecord, RunDirectory
 from fedsieve.data.store import data_folder
 from fedsieve.report.load import read
+from fedsieve.runs.run import run
 
 ROUNDS = 2_500
 NOT_RECORDS = ("experiment.yaml", "environment.json", "checkpoint.safetensors", "checkpoint.previous.safetensors")
@@ -52,7 +52,7 @@ def play(defense: str, rounds: int, out: Path) -> list[RoundRecord]:
         "rounds": rounds,
         "evaluate_every": 1,
     }
-    found, _ = fedsieve.run(Experiment.of(settings), out=out, data=data_folder(), device=torch.device("cpu"))
+    found, _ = run(Experiment.of(settings), out=out, data=data_folder(), device=torch.device("cpu"))
     return found
 
 

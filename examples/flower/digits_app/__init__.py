@@ -1,0 +1,1 @@
+"""A Flower app: handwritten digits, a server that rejects malicious clients."""
