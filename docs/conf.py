@@ -1,8 +1,11 @@
 """The documentation's site: `make docs` builds it into build/docs, with warnings as errors."""
 
 import re
+import sys
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -27,11 +30,21 @@ myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["flwr"]  # which needs other versions of some packages than this environment has
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False  # types stand in the signature
+
+
+class _StandIn(ModuleType):
+    """A module of Flower, which needs other versions of some packages than this environment has: empty classes."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        setattr(self, name, type(name, (), {"__module__": self.__name__}))
+        return self.__dict__[name]
+
 
 # Rooms of the package that have a page in the API reference, with its title.
 ROOMS = {
@@ -129,6 +142,9 @@ def _mathml(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     """Register the hooks above."""
+    if find_spec("flwr") is None:
+        for name in ("flwr", "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"):
+            sys.modules[name] = _StandIn(name)
     app.connect("autodoc-process-docstring", _literally, priority=100)  # before napoleon adds marks of its own
     app.connect("source-read", _outside)
     app.connect("builder-inited", _mathml)

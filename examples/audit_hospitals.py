@@ -108,7 +108,7 @@ def audited(case: Case) -> tuple[Case, dict[str, tuple[str, ...]], str]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "hospitals.csv")
-        hospitals(case.fault if case.fault in FAULTS else "none", case.site, case.seed).to_csv(file, index=False)
+        made(case.fault, case.site, case.seed).to_csv(file, index=False)
         source = Source.of(
             {"dataset": {"name": "csv", "file": str(file), "label": LABEL, "client": SITE}}, Path(folder)
         )
@@ -150,9 +150,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--only", nargs="+", choices=[*FAULTS, *RIDES, *HARDER], help="These faults alone.")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
-    cases = [Case(fault, seed) for fault in (*FAULTS, *RIDES, *HARDER) for seed in given.seeds]
+    cases = [Case(fault, seed) for fault in given.only or (*FAULTS, *RIDES, *HARDER) for seed in given.seeds]
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         results = []
         for result in pool.map(audited, cases):
