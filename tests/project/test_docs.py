@@ -36,6 +36,7 @@ NOTEBOOKS = sorted(ROOT.glob("docs/tutorials/*.ipynb"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\b")
 OFFLINE = ("digits", "csv", "npz")  # datasets that are read here, if their file is there
+FOLLOWS = {ROOT / "docs/results/evening/README.md": ROOT / "docs/tonight.md"}  # whose files it has
 NEEDS_FLOWER = ("docs/flower.md", "examples/flower/README.md")
 
 
@@ -229,6 +230,9 @@ def few(run: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_code(page: Path, reader: Reader) -> None:
+    for _, text in blocks(FOLLOWS.get(page, page)):
+        if found := FILE.match(text):
+            reader.write(found[1], text)
     for k, (language, text) in enumerate(blocks(page)):
         if language == "python":
             reader.python(text, f"{name(page)}, block {k + 1}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.audit.audit import Audit
-from fedsieve.audit.text import HEAD, explained, lines
+from fedsieve.audit.text import HEAD, explained, lines, splits
 from fedsieve.core.escaping import printable
 from fedsieve.report.document import chart, page_of, table
 from fedsieve.runs.files import one_line, write
@@ -60,7 +60,7 @@ def page(audit: Audit) -> str:
     ]
     body = (
         f"<header><h1>{_text(title)}</h1></header><main>{said}{table([HEAD, *lines(audit)])}"
-        f"<p class='faint'>{_text(audit.reading)}. {len(audit.seeds)} splits, {audit.rounds} rounds each. "
+        f"<p class='faint'>{_text(audit.reading)}. {splits(audit)}. "
         f"Reference data: {_text(audit.reference)}.</p>"
         + chart(
             "scores", "Anomaly score by round", "Above 4, an update is unlike anything that the reference data lead to."

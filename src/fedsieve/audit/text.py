@@ -73,6 +73,12 @@ def _line(site: Site) -> tuple[str, ...]:
     )
 
 
+def splits(audit: Audit) -> str:
+    """On how much the numbers rest."""
+    n = len(audit.seeds)
+    return f"{n} split{'s' * (n > 1)}, {audit.rounds} rounds each"
+
+
 def explained(audit: Audit) -> list[str]:
     """Why each flagged site is flagged, or that there is nothing to be seen; then warnings."""
     found = []

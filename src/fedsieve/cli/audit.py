@@ -107,7 +107,7 @@ def _bar(hidden: bool) -> "Progress":
 
 
 def _print(found: "Audit", html: Path | None) -> None:
-    from fedsieve.audit.text import HEAD, explained, lines
+    from fedsieve.audit.text import HEAD, explained, lines, splits
 
     say(found.reading)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -116,9 +116,8 @@ def _print(found: "Audit", html: Path | None) -> None:
     for line, site in zip(lines(found), sorted(found.sites, key=lambda s: not s.flagged), strict=True):
         table.add_row(*map(printable, line), style="yellow" if site.flagged else None)
     out.print(table)
-    splits = f"{len(found.seeds)} splits, {found.rounds} rounds each"
     for note in (
-        f"own, all: balanced accuracy of the site's own model and of that of all sites on its held-out rows; {splits}.",
+        f"own, all: balanced accuracy of the site's own model and of that of all sites on its held-out rows; {splits(found)}.",
         "score: deviations from reference updates. without it: what the others gain, with its 95 % interval.",
         f"Reference data: {found.reference}.",
     ):
