@@ -117,7 +117,8 @@ def _print(found: "Audit", html: Path | None) -> None:
         table.add_row(*map(printable, line), style="yellow" if site.flagged else None)
     out.print(table)
     for note in (
-        f"own, all: balanced accuracy of the site's own model and of that of all sites on its held-out rows; {splits(found)}.",
+        "own, all: balanced accuracy of the site's own model and of that of all sites on its held-out rows; "
+        f"{splits(found)}.",
         "score: deviations from reference updates. without it: what the others gain, with its 95 % interval.",
         f"Reference data: {found.reference}.",
     ):
