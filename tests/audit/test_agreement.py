@@ -28,16 +28,19 @@ def test_few_rows_are_not_enough() -> None:
     assert not found(right, rows)["b"]
 
 
-def test_one_class_is_compared_with_that_class() -> None:
+def test_of_one_class_nothing_is_said() -> None:
+    """How many rows of one class are read right depends on the model's threshold."""
     rows = {"a": [100, 100], "b": [200, 0], "c": [100, 100], "d": [100, 100]}
-    right = {"a": [60, 95], "b": [118, 0], "c": [62, 93], "d": [58, 96]}
-    assert not found(right, rows)["b"]
-    assert (
-        agreements({s: np.array(r, float) for s, r in right.items()}, {s: np.array(n) for s, n in rows.items()})[
-            "b"
-        ].usual
-        == 0.6
-    )
+    right = {"a": [80, 80], "b": [60, 0], "c": [82, 78], "d": [78, 81]}
+    assert found(right, rows) == {"a": False, "b": False, "c": False, "d": False}
+
+
+def test_a_class_that_a_site_lacks_is_left_out() -> None:
+    rows = {"a": [100, 100, 100], "b": [100, 100, 0], "c": [100, 100, 100], "d": [100, 100, 100]}
+    right = {"a": [80, 80, 10], "b": [79, 81, 0], "c": [82, 78, 12], "d": [78, 81, 11]}
+    given = agreements({s: np.array(r, float) for s, r in right.items()}, {s: np.array(n) for s, n in rows.items()})
+    assert given["b"].usual == 0.8
+    assert not given["b"].unusual
 
 
 def test_sites_that_all_differ_accuse_nobody() -> None:

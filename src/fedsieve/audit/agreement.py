@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEAST_CLASSES = 2  # at a site: the share read right of one class alone says where the model's threshold is
 LEAST_GAP = 0.1  # of accuracy below the other sites
 DEVIATIONS = 4.0  # and so many deviations of sampling and of the other sites together
 
@@ -57,7 +58,7 @@ def agreements(right: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) 
         own = shares[name]
         rest = np.array([x.mean() for s, x in shares.items() if s != name])
         accuracy = float(own.mean())
-        if len(rest) < 2:
+        if len(rest) < 2 or has.sum() < LEAST_CLASSES:
             found[name] = Agreement(accuracy, float("nan"), float("nan"), float("inf"))
             continue
         usual = float(np.median(rest))
