@@ -115,7 +115,8 @@ _AS_IT_IS = re.compile(r"``.*?``|(?P<mark>\||(?<![\w*])\*(?=\w))")
 
 
 def _literally(app: Sphinx, what: str, name: str, it: object, options: object, lines: list[str]) -> None:
-    """Escape what docstrings write of mathematics, but in code."""
+    """Escape what docstrings write of mathematics, but in code; "Departs:" begins a paragraph."""
+    lines[:] = [part for line in lines for part in (["", line] if line.startswith("Departs:") else [line])]
     lines[:] = [
         line
         if line.lstrip().startswith((">>>", "...", "*"))

@@ -48,7 +48,7 @@ def main() -> None:
             command = ["fedsieve", "audit", file.name, "--quiet"]
             found = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=True)
             what = f"Person {PERSON}'s labels flipped" if flipped else "As published"
-            parts.append(f"## {what}\n\n```\n$ {' '.join(command)}\n{_trimmed(found.stdout)}\n```\n")
+            parts.append(f"## {what}\n\n```text\n$ {' '.join(command)}\n{_trimmed(found.stdout)}\n```\n")
     folder.mkdir(parents=True, exist_ok=True)
     head = "# The audit of HAR's thirty people\n\n`python examples/audit_har.py docs/results/audit` makes this page.\n"
     (folder / "har.md").write_text("\n".join([head, *parts]), encoding="utf-8")
