@@ -32,7 +32,7 @@ bench-others: build/others/ready  ## Flower and ByzFL for `make bench`, in an en
 
 flower-test: build/flower/ready  ## the tests that need Flower, a deployment under attack among them; fifteen minutes on two cores
 	OMP_NUM_THREADS=1 FEDSIEVE_DEPLOYMENT_PAGE=docs/results/flower/deployment.md \
-	  build/flower/bin/python -m pytest -q -m 'slow or not slow' tests/flower
+	  build/flower/bin/python -m pytest -q -m 'slow or not slow' tests/flower/test_*.py
 
 flower-demo: build/flower/ready  ## that deployment on the digits, from its certificates to a table of nodes; some minutes
 	OMP_NUM_THREADS=1 build/flower/bin/python tests/flower/deployment/scenario.py

@@ -681,6 +681,7 @@ def test_new_ids_in_a_browser(make_run: MakeRun, tmp_path: Path, browser: Any) -
     tab.close()
 
 
+@pytest.mark.slow
 def test_two_thousand_runs(make_run: MakeRun, tmp_path: Path, browser: Any) -> None:
     seen = [record(k, 0.5 + 0.02 * k, diagnosis=diagnosis()) for k in range(20)]
     first = make_run("0", [], seen, attack="min-max", rounds=20)

@@ -128,6 +128,7 @@ class TestMemory:
         assert len(alive) == 3 * (70 + 70 + 2)
         assert max(alive) <= 3
 
+    @pytest.mark.slow
     def test_does_not_grow_with_runs(self, make_run: MakeRun, tmp_path: Path) -> None:
         folder = many(make_run, 30, 120)
         size = (folder / "0" / "records.jsonl").stat().st_size
