@@ -149,7 +149,6 @@ class TestMistakes:
 
 class TestPage:
     def test_names_are_text(self, tmp_path: Path) -> None:
-        pytest.importorskip("vl_convert")
         html = page(audited(flipped(rows(), "<Di>"), tmp_path))
         assert "<Di>" not in html
         assert "Audit: look at &lt;Di&gt;" in html
@@ -177,6 +176,10 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert model.stat().st_size > 0
         assert "Nothing to be seen" in result.stdout or "look at it" in result.stdout
+
+    def test_a_folder_in_place_of_a_page_is_said_before_any_work(self, tmp_path: Path) -> None:
+        with pytest.raises(ParameterError, match="it is a folder"):
+            CliRunner().invoke(app, ["audit", "none.csv", "--html", str(tmp_path)], catch_exceptions=False)
 
     def test_two_references(self, tmp_path: Path) -> None:
         file = written(rows(), tmp_path)

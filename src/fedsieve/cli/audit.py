@@ -61,6 +61,8 @@ def audit(
         from fedsieve.federation.export import check_export
 
         check_export(export)
+    if html and html.is_dir():
+        raise ParameterError(f"can't write the page to {html}: it is a folder")
     if trust and reference:
         raise ParameterError("--trust and --reference are two sources of reference data: name one")
     options = {key: value for key, value in (("model", model), ("rounds", rounds)) if value is not None}

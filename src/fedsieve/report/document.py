@@ -100,7 +100,7 @@ def vega() -> str:
     try:
         from vl_convert import javascript_bundle
     except ImportError as error:
-        raise FedSieveError("the page's charts need vl-convert-python: pip install fedsieve[report]") from error
+        raise FedSieveError("the page's charts need vl-convert-python: pip install vl-convert-python") from error
     found = javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     return f'(() => {{"use strict";{found}}})();'  # its names stay its own
 
