@@ -80,6 +80,11 @@ class Audit:
     watched: Watched
 
     @property
+    def ordered(self) -> tuple[Site, ...]:
+        """All sites, flagged ones first."""
+        return tuple(sorted(self.sites, key=lambda site: not site.flagged))
+
+    @property
     def flagged(self) -> tuple[Site, ...]:
         """Sites that are flagged."""
         return tuple(site for site in self.sites if site.flagged)

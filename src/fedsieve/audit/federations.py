@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from fedsieve.audit.reference import reference_rows
 from fedsieve.audit.training import Tamper, Watched, alone, predictor, rows_of, trained, watch, without
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.seeding import stream
 from fedsieve.data.dataset import Dataset
+from fedsieve.federation.scoring import balanced_accuracy
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Federations:
         """The watched federation of all sites."""
         watched = self.again(data, seed, trusted, size)
         predict = predictor(watched.simulation, watched.state.server.params)
-        return Looked(watched, _balanced(predict(data.x_test), data.y_test.numpy()))
+        return Looked(watched, balanced_accuracy(data.y_test.numpy(), predict(data.x_test)))
 
     def again(self, data: Dataset, seed: int, trusted: Sequence[int], size: int | None) -> Watched:
         """That federation, without a look at its model."""
@@ -63,45 +65,36 @@ class Federations:
         """Models of all sites, of all but one, and of each alone, all by plain averaging."""
         for seed, data in sets.items():
             s, n = seen[seed], n_sites(data)
-            mean = self._experiment(seed, n, "mean")
-            everybody = trained(mean, data, self.folder, self.device, self.tick)
-            test_owners, y = data.test_owners, data.y_test.numpy()
-            assert test_owners is not None
+            mean, fewer, single = (self._experiment(seed, clients, "mean") for clients in (n, n - 1, 1))
+            everybody = self._trained(mean, data)(data.x_test)
+            assert data.test_owners is not None
+            test_owners, y = data.test_owners.numpy(), data.y_test.numpy()
             for k in range(n):
-                own = (test_owners == k).numpy()
-                fewer = self._experiment_of(mean, n - 1)
-                others = trained(fewer, without(data, k), self.folder, self.device, self.tick)
+                own = test_owners == k
+                others = self._trained(fewer, without(data, k))
                 x, labels = rows_of(data, k)
                 right = others(x) == labels
                 s.rows[k] = np.bincount(labels, minlength=data.n_classes)
                 s.right[k] = np.bincount(labels[right], minlength=data.n_classes).astype(float)
-                held_out = data.x_test[~torch.from_numpy(own)]
-                s.change[k] = _balanced(others(held_out), y[~own]) - _balanced(everybody(held_out), y[~own])
-                s.of_global[k] = _balanced(everybody(data.x_test[torch.from_numpy(own)]), y[own]) if own.any() else None
-                s.local[k] = self._alone(mean, data, k) if own.any() else None
+                left = balanced_accuracy(y[~own], others(data.x_test)[~own])
+                s.change[k] = left - balanced_accuracy(y[~own], everybody[~own])
+                s.of_global[k] = balanced_accuracy(y[own], everybody[own]) if own.any() else None
+                s.local[k] = self._alone(single, alone(data, k)) if own.any() else None
 
-    def _alone(self, e: Experiment, data: Dataset, site: int) -> float:
-        part = alone(data, site)
-        predict = trained(self._experiment_of(e, 1), part, self.folder, self.device, self.tick)
-        return _balanced(predict(part.x_test), part.y_test.numpy())
+    def _alone(self, single: Experiment, part: Dataset) -> float:
+        return balanced_accuracy(part.y_test.numpy(), self._trained(single, part)(part.x_test))
+
+    def _trained(self, e: Experiment, data: Dataset) -> Callable[[Tensor], Int[np.ndarray, " k"]]:
+        return trained(e, data, self.folder, self.device, self.tick)
 
     def _experiment(self, seed: int, clients: int, defense: str | None = None) -> Experiment:
-        changes = {"seed": seed} | ({"defense": {"name": defense}, "root": {"size": 0}} if defense else {})
-        return self._experiment_of(self.experiment, clients, **changes)
-
-    @staticmethod
-    def _experiment_of(e: Experiment, clients: int, **changes: object) -> Experiment:
-        settings = e.model_dump(mode="json")
-        settings |= {"clients": clients, "clients_per_round": clients, "evaluate_every": e.rounds, "malicious": 0}
-        return Experiment.of(settings | {"assumed_malicious": 0} | changes)
+        settings = self.experiment.model_dump(mode="json")
+        settings |= {"clients": clients, "clients_per_round": clients, "evaluate_every": self.experiment.rounds}
+        settings |= {"malicious": 0, "assumed_malicious": 0, "seed": seed}
+        return Experiment.of(settings | ({"defense": {"name": defense}, "root": {"size": 0}} if defense else {}))
 
 
 def n_sites(data: Dataset) -> int:
     """Number of sites; rows of a trusted file are of none."""
     assert data.owners is not None
     return len(data.owner_names) or int(data.owners.max()) + 1
-
-
-def _balanced(predicted: Int[np.ndarray, " k"], y: Int[np.ndarray, " k"]) -> float:
-    """Mean over the classes in ``y`` of the share that is predicted right."""
-    return float(np.mean([(predicted[y == k] == k).mean() for k in np.unique(y)]))

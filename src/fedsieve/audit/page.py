@@ -1,6 +1,6 @@
 """An audit as a page: one screen for a reader without a course in federated learning, then the details."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from fedsieve.audit.audit import Audit
 from fedsieve.audit.text import HEAD, explained, lines, splits
 from fedsieve.core.escaping import printable
+from fedsieve.core.metrics import finite
 from fedsieve.report.document import chart, page_of, table
 from fedsieve.runs.files import one_line, write
 
@@ -49,8 +50,7 @@ def page(audit: Audit) -> str:
     """The page as HTML."""
     off = audit.flagged
     title = "Audit: nothing to be seen" if not off else f"Audit: look at {', '.join(site.name for site in off)}"
-    first, *rest = explained(audit)
-    said = "".join(f"<p>{_text(line)}</p>" for line in [first, *rest])
+    said = "".join(f"<p>{_text(line)}</p>" for line in explained(audit))
     notes = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in _GLOSSARY.items())
     evidence = [("site", "what", "measured", "limit", "in words")]
     evidence += [
@@ -77,13 +77,12 @@ def page(audit: Audit) -> str:
 
 
 def _scores(audit: Audit) -> Mapping[str, Any]:
-    off = {site.name for site in audit.flagged}
     values = [
         {
             "site": site.name,
             "round": k + 1,
-            "score": _finite(v),
-            "flagged": "look at it" if site.name in off else "usual",
+            "score": finite(v),
+            "flagged": "look at it" if site.flagged else "usual",
         }
         for site in audit.sites
         for k, v in enumerate(site.scores)
@@ -119,7 +118,7 @@ def _rejected(audit: Audit) -> Mapping[str, Any]:
                 "title": "round",
                 "axis": {"labelOverlap": True, "labelAngle": 0},
             },
-            "y": {"field": "site", "type": "nominal", "title": None, "sort": _order(audit)},
+            "y": {"field": "site", "type": "nominal", "title": None, "sort": [site.name for site in audit.ordered]},
             "color": {
                 "field": "share",
                 "type": "quantitative",
@@ -134,14 +133,6 @@ def _rejected(audit: Audit) -> Mapping[str, Any]:
             ],
         },
     }
-
-
-def _order(audit: Audit) -> Sequence[str]:
-    return [site.name for site in sorted(audit.sites, key=lambda s: not s.flagged)]
-
-
-def _finite(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
 
 
 def _text(text: str) -> str:

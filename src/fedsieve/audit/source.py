@@ -63,23 +63,25 @@ class Source:
         if reference is not None and not isinstance(loader, CSV):
             raise ParameterError("a file of trusted rows goes with a table; name a trusted site instead")
 
+        table = loader.table() if isinstance(loader, CSV) else None  # read once for all seeds
+        rows = None if table is None else _rows(loader, table)
+        if table is not None and reference is not None:
+            table = _with_reference(loader, table, reference)
+
         def load(seed: int) -> Dataset:
             generator = stream(seed, "split")
-            if reference is not None:
-                return _referred(loader.dataset(_with_reference(loader, reference), generator))
-            data: Dataset = loader.load(folder, generator)
-            return data
+            data: Dataset = loader.load(folder, generator) if table is None else loader.dataset(table, generator)
+            return data if reference is None else _referred(data)
 
-        return cls(experiment, load, _rows(loader) if isinstance(loader, CSV) else None, str(reference or ""))
+        return cls(experiment, load, rows, str(reference or ""))
 
 
-def _with_reference(loader: CSV, reference: Path) -> Table:
+def _with_reference(loader: CSV, own: Table, reference: Path) -> Table:
     """The table with the rows of a trusted file as one more site.
 
     Raises:
         FedSieveError: If that file can't be read, or lacks a column.
     """
-    own = loader.table()
     other = replace(loader, file=str(reference), client="").table()  # it may have no column of sites
     if missing := [name for name in own.columns if name not in other.columns and name != loader.client]:
         raise ParameterError(f"{other.path} lacks columns of {own.path}: {', '.join(missing[:5])}")
@@ -112,11 +114,10 @@ def _referred(data: Dataset) -> Dataset:
     )
 
 
-def _rows(loader: CSV) -> RawRows | None:
+def _rows(loader: CSV, table: Table) -> RawRows | None:
     """The rows of a table; None of texts."""
     if loader.text:
         return None
-    table = loader.table()
     missing = frozenset(text.strip().lower() for text in loader.missing)
     cells, numbers = {}, {}
     for name in table.columns:

@@ -1,10 +1,11 @@
 """An audit as JSON and as lines of text."""
 
-from math import isfinite
 from typing import Any
 
 from fedsieve.audit.audit import Audit
 from fedsieve.audit.verdict import Site
+from fedsieve.core.metrics import finite
+from fedsieve.report.text import counted
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def _site(site: Site) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or not isfinite(value) else round(value, 4)
+    return None if value is None else finite(round(value, 4))
 
 
 HEAD = ("site", "rows", "classes", "own", "all", "accepted", "score (limit)", "without it", "verdict")
@@ -53,7 +54,7 @@ HEAD = ("site", "rows", "classes", "own", "all", "accepted", "score (limit)", "w
 
 def lines(audit: Audit) -> list[tuple[str, ...]]:
     """A line for each site under :data:`HEAD`, flagged ones first."""
-    return [_line(site) for site in sorted(audit.sites, key=lambda s: not s.flagged)]
+    return [_line(site) for site in audit.ordered]
 
 
 def _line(site: Site) -> tuple[str, ...]:
@@ -75,8 +76,7 @@ def _line(site: Site) -> tuple[str, ...]:
 
 def splits(audit: Audit) -> str:
     """On how much the numbers rest."""
-    n = len(audit.seeds)
-    return f"{n} split{'s' * (n > 1)}, {audit.rounds} rounds each"
+    return f"{counted(len(audit.seeds), 'split')}, {audit.rounds} rounds each"
 
 
 def explained(audit: Audit) -> list[str]:

@@ -13,6 +13,7 @@ from fedsieve.config.experiment import Experiment
 from fedsieve.core.defense import Aggregate, Aggregator, ServerView, Updates
 from fedsieve.core.records import RoundRecord
 from fedsieve.data.dataset import Dataset
+from fedsieve.federation.evaluation import outputs
 from fedsieve.federation.simulation import Simulation, SimulationState
 
 Tamper = Callable[[Updates, torch.Generator], Updates]
@@ -124,11 +125,7 @@ def predictor(simulation: Simulation, params: Float[Tensor, " d"]) -> Callable[[
     """A function that predicts the classes of samples by a model."""
 
     def predict(x: Tensor) -> Int[np.ndarray, " k"]:
-        if not len(x):
-            return np.zeros(0, dtype=np.int64)
-        parts = torch.split(x.to(params.device), 1000)
-        logits = [simulation.trainer.model.logits(params, part) for part in parts]
-        return torch.cat(logits).argmax(dim=1).cpu().numpy()
+        return outputs(simulation.trainer.model, params, x.to(params.device)).argmax(dim=1).numpy()
 
     return predict
 

@@ -115,7 +115,7 @@ def _print(found: "Audit", html: Path | None) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in HEAD:
         table.add_column(name, overflow="fold", justify="left" if name in ("site", "verdict") else "right")
-    for line, site in zip(lines(found), sorted(found.sites, key=lambda s: not s.flagged), strict=True):
+    for line, site in zip(lines(found), found.ordered, strict=True):
         table.add_row(*map(printable, line), style="yellow" if site.flagged else None)
     out.print(table)
     for note in (

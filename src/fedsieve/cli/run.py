@@ -31,7 +31,7 @@ from fedsieve.cli.options import (
     out,
     torch_device,
 )
-from fedsieve.cli.swept import grid_of, play_all
+from fedsieve.cli.swept import CheckpointOption, grid_of, play_all
 from fedsieve.core.escaping import printable
 from fedsieve.runs.signals import interruptible
 
@@ -62,9 +62,7 @@ def run(
         bool, typer.Option("--resume", help="Continue the run in the run directory, with more rounds too.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run in the run directory.")] = False,
-    checkpoint_every: Annotated[
-        float, typer.Option("--checkpoint-every", metavar="SECONDS", help="Time between checkpoints.", min=0)
-    ] = 60.0,
+    checkpoint_every: CheckpointOption = 60.0,
     export: Annotated[
         Path | None,
         typer.Option(

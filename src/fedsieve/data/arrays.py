@@ -14,7 +14,7 @@ from fedsieve.core.bounded import read_npz
 from fedsieve.core.errors import CorruptDataError, ParameterError
 from fedsieve.core.traits import Traits
 from fedsieve.data.dataset import Dataset, RemoteFile
-from fedsieve.data.user_files import DEFAULTS, check_number_of_classes, check_share, numbered, resolved, split
+from fedsieve.data.user_files import DEFAULTS, check_number_of_classes, check_share, numbered, parted, resolved, split
 
 MAX_TOKEN = 10_000_000  # an embedding of more words fills the memory
 _NAMES = ("x", "y", "x_test", "y_test", "clients", "clients_test", "vocabulary")
@@ -90,18 +90,15 @@ class NPZ:
             vocabulary = tuple(map(str, arrays.get("vocabulary", range(int(x.max()) + 1))))
             if int(x.max()) >= len(vocabulary):
                 raise CorruptDataError(f"{path}: x has token {int(x.max())}, its vocabulary {len(vocabulary)} words")
-        return Dataset(
-            inputs[train],
-            y[train],
-            inputs[test],
-            y[test],
-            len(class_names),
-            owners if owners is None else owners[train],
+        return parted(
+            inputs,
+            y,
+            (train, test),
+            class_names,
+            owners,
             vocabulary=vocabulary,
-            class_names=class_names,
             owned_by="" if owners is None else "the array clients",
             owner_names=owner_names,
-            test_owners=None if owners is None or len(owners) == n < len(labels) else owners[test],
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:

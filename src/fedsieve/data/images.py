@@ -14,7 +14,7 @@ from fedsieve.core.errors import CorruptDataError, MissingDataError, ParameterEr
 from fedsieve.core.traits import Traits
 from fedsieve.data.columns import listed
 from fedsieve.data.dataset import Dataset, RemoteFile
-from fedsieve.data.user_files import DEFAULTS, check_number_of_classes, check_share, numbered, resolved, split
+from fedsieve.data.user_files import DEFAULTS, check_number_of_classes, check_share, numbered, parted, resolved, split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MAX_PIXELS = 50_000_000  # of one image, which is in memory at once
@@ -78,19 +78,15 @@ class Images:
         check_number_of_classes("images", f"{path}", len(class_names))
         owners, owner_names = numbered([site for site, _, _ in found]) if found[0][0] else (None, ())
         x = torch.from_numpy(_read(path, [file for _, _, file in found], self.size))
-        train, test = split("images", len(y), self.test, generator, owners, y)
-        return Dataset(
-            x[train],
-            y[train],
-            x[test],
-            y[test],
-            len(class_names),
-            owners if owners is None else owners[train],
-            class_names=class_names,
+        return parted(
+            x,
+            y,
+            split("images", len(y), self.test, generator, owners, y),
+            class_names,
+            owners,
             owned_by="" if owners is None else "site",
             details=(f"{len(others)} other files left out: {listed(others)}",) if others else (),
             owner_names=owner_names,
-            test_owners=owners if owners is None else owners[test],
         )
 
 

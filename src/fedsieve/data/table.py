@@ -17,7 +17,7 @@ from fedsieve.data.dataset import Dataset, RemoteFile
 from fedsieve.data.table_file import Table, read_table
 from fedsieve.data.table_rows import Written
 from fedsieve.data.text import Vocabulary
-from fedsieve.data.user_files import DEFAULTS, check_share, numbered, resolved, split
+from fedsieve.data.user_files import DEFAULTS, check_share, numbered, parted, resolved, split
 
 
 @dataclass(frozen=True)
@@ -152,20 +152,17 @@ class CSV:
             numbers, constant = features(table, used, train.numpy(), self.fill)
             x, encode, words = torch.from_numpy(numbers), None, ()
             said = summary(found, constant, self.fill, index, self.drop)
-        return Dataset(
-            x[train],
-            y[train],
-            x[test],
-            y[test],
-            len(names),
-            owners if owners is None else owners[train],
-            encode,
-            words,
-            class_names=tuple(names),
+        return parted(
+            x,
+            y,
+            (train, test),
+            tuple(names),
+            owners,
+            encode=encode,
+            vocabulary=words,
             owned_by=self.client,
             details=(*said, *table.details),
             owner_names=owner_names,
-            test_owners=owners if owners is None else owners[test],
         )
 
     @property

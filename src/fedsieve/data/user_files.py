@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fedsieve.core.errors import ParameterError
+from fedsieve.data.dataset import Dataset
 
 DEFAULTS: Mapping[str, Any] = {"model": "logistic-regression", "clients": 30, "partition": "iid"}
 MAX_CLASSES = 1000  # a label with more values is a quantity or a name
@@ -102,6 +103,39 @@ def split(
             rest[((torch.arange(cut) + torch.rand((), generator=generator)) * step).long().clamp(max=len(rest) - 1)]
         ] = True
     return order[~tested[order]], order[tested[order]]
+
+
+def parted(
+    x: Tensor,
+    y: Int[Tensor, " n"],
+    rows: tuple[Int[Tensor, " A"], Int[Tensor, " B"]],
+    class_names: tuple[str, ...],
+    owners: Int[Tensor, " o"] | None,
+    **about: Any,
+) -> Dataset:
+    """The dataset of samples, of which some rows are for training and the others for testing.
+
+    Args:
+        x: All samples.
+        y: Their classes.
+        rows: Training rows and test rows.
+        class_names: Name of each class.
+        owners: Natural client of each sample, or of the first ones, which are the training rows; None without.
+        about: What else a :class:`Dataset` has.
+    """
+    train, test = rows
+    of_all = owners is not None and len(owners) == len(y)
+    return Dataset(
+        x[train],
+        y[train],
+        x[test],
+        y[test],
+        len(class_names),
+        None if owners is None else owners[train],
+        class_names=class_names,
+        test_owners=owners[test] if owners is not None and of_all else None,
+        **about,
+    )
 
 
 def check_number_of_classes(name: str, what: str, n_classes: int) -> None:

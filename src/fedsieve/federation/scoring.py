@@ -87,11 +87,21 @@ def _by_class(truth: Int[np.ndarray, " k"], predicted: Int[np.ndarray, " k"], la
 
     Not by scikit-learn, whose import takes longer than a short run; a test compares the two.
     """
-    most = 1 + max([*labels, *truth.tolist(), *predicted.tolist()], default=0)
+    most = 1 + int(max(np.max(part, initial=0) for part in (labels, truth, predicted)))
     n, named = np.bincount(truth, minlength=most), np.bincount(predicted, minlength=most)
     hits = np.bincount(truth[truth == predicted], minlength=most)
     recall, precision, f1 = hits / np.maximum(n, 1), hits / np.maximum(named, 1), 2 * hits / np.maximum(n + named, 1)
     return [values[labels] for values in (precision, recall, f1, n)]
+
+
+def balanced_accuracy(truth: Int[np.ndarray, " k"], predicted: Int[np.ndarray, " k"]) -> float:
+    """Mean of the recalls of the classes that the samples have; there is at least one sample.
+
+    >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) == (2 / 3 + 1) / 2
+    True
+    """
+    _, recall, _, _ = _by_class(truth, predicted, np.unique(truth).tolist())
+    return float(recall.mean())
 
 
 def aurocs(p: Float64[np.ndarray, "k c"], truth: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " c"]:

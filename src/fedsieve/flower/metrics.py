@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
-from statistics import median
 from typing import Any
 
+import torch
 from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from fedsieve.aggregators.weighting import capped_weights
 from fedsieve.flower.replies import Usable
 
 _LARGEST = 2.0**63
@@ -19,13 +20,12 @@ _FUNCTION = "train_metrics_aggr_fn"
 
 
 def capped(samples: Sequence[float], cap: float | int) -> list[float]:
-    """Numbers of samples, none of them more than ``cap`` times their median.
+    """Numbers of samples, none of them more than ``cap`` times their median, as in the mean of the models.
 
     >>> capped([10.0, 20.0, 1e9], cap=3)
     [10.0, 20.0, 60.0]
     """
-    most = cap * median(samples) if samples else 0.0
-    return [min(s, most) for s in samples]
+    return capped_weights(torch.tensor(samples, dtype=torch.float64), float(cap)).tolist()
 
 
 def comparable(replies: Sequence[Usable], key: str, cap: float | int) -> list[Usable]:

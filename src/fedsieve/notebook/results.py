@@ -61,13 +61,11 @@ class Result:
     @cached_property
     def rounds(self) -> "DataFrame":
         """One row for each round."""
-        with extra("report", "a data frame"):
-            return rounds_frame([self.run])
+        return rounds_frame([self.run])
 
     def clients(self) -> "DataFrame":
         """One row for each client in each round."""
-        with extra("report", "a data frame"):
-            return clients_frame([self.run])
+        return clients_frame([self.run])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw accuracy and rates over rounds, in per cent.
@@ -129,19 +127,16 @@ class Runs:
     @cached_property
     def runs(self) -> "DataFrame":
         """One row for each run: settings, summary, and what it lost against its reference."""
-        with extra("report", "a data frame"):
-            return runs_frame(self.found)
+        return runs_frame(self.found)
 
     @cached_property
     def rounds(self) -> "DataFrame":
         """One row for each round of each run."""
-        with extra("report", "a data frame"):
-            return rounds_frame(self.found)
+        return rounds_frame(self.found)
 
     def clients(self) -> "DataFrame":
         """One row for each client in each round of each run: for long runs, millions."""
-        with extra("report", "a data frame"):
-            return clients_frame(self.found)
+        return clients_frame(self.found)
 
     def __len__(self) -> int:
         return len(self.found)
