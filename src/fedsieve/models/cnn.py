@@ -41,8 +41,9 @@ class CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [k, n_classes] of images [k, channels, height, width]."""
-        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        # pooled first, ReLU has a fourth of the values, and results and gradients are the same
+        x = functional.relu(functional.max_pool2d(self.conv1(x), 2))
+        x = functional.relu(functional.max_pool2d(self.conv2(x), 2))
         return self.fc2(functional.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
 
 
