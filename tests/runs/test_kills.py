@@ -125,7 +125,7 @@ def test_a_worker_told_to_end_saves_and_is_replaced(tmp_path: Path) -> None:
 
 def test_a_worker_that_nobody_listens_to_saves_and_ends(tmp_path: Path) -> None:
     (cell,) = expand({**TINY, "rounds": 100_000})
-    worker = Worker(run_a_cell, threads=1)
+    worker = Worker(run_a_cell, 1, "cpu")
     worker.give(cell, tmp_path)
     while worker.connection.recv().round < 3:
         pass

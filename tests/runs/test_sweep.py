@@ -39,7 +39,8 @@ def swept(experiments: list[Experiment], out: Path, jobs: int = 2, **more: Any) 
 class InProcess(Worker):
     """A worker without a process of its own: runs a cell when it is given it."""
 
-    def __init__(self, runner: CellRunner, threads: int) -> None:
+    def __init__(self, runner: CellRunner, threads: int, device: str) -> None:
+        self.device = device
         self.busy: Experiment | None = None
         self.connection, self._theirs = multiprocessing.Pipe()
         self._runner = runner

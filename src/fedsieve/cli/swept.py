@@ -26,6 +26,11 @@ CheckpointOption = Annotated[
     float, typer.Option("--checkpoint-every", metavar="SECONDS", help="Time between checkpoints of a run.", min=0)
 ]
 
+_TURNS = (
+    "Runs on one GPU take turns; with NVIDIA's MPS (nvidia-cuda-mps-control -d) they compute at the same time, "
+    "see docs/usage.md, On a GPU."
+)
+
 
 def swept(
     experiments: "list[Experiment]",
@@ -73,8 +78,11 @@ def swept(
 
         run_all = partial(sweep_on_ray, address=ray)
     else:
+        from fedsieve.runs.gpus import take_turns
         from fedsieve.runs.sweep import sweep
 
+        if jobs > 1 and not quiet and take_turns(where, jobs):
+            err.print(Text(_TURNS), soft_wrap=True)
         run_all = partial(sweep, jobs=jobs)
     with interruptible() as interruption:
         try:

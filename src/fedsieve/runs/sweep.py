@@ -5,15 +5,16 @@ operating system releases when the process ends for any reason. An interrupted c
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 from fedsieve.config.experiment import Experiment
 from fedsieve.core.errors import StorageError
-from fedsieve.runs.cell import CellRunner, check_folder, look_again, run_cell, split, write_error
+from fedsieve.runs.cell import check_folder, look_again, run_cell, split, write_error
 from fedsieve.runs.events import Displays, Event, Watch, quietly
+from fedsieve.runs.gpus import devices_of
 from fedsieve.runs.worker import Worker
 
 # A cell is tried again after its worker died: memory that was short then may be free now.
@@ -42,7 +43,7 @@ def sweep(
         experiments: The cells.
         out: Run directories go here, by key.
         data: Folder of the datasets.
-        device: Where to compute.
+        device: Where to compute; ``cuda`` is all GPUs, each for as many of the processes.
         jobs: Number of worker processes.
         watch: Called with every event. If it can't show one (OSError), the sweep goes on.
         displays: Show every round of every cell.
@@ -66,8 +67,8 @@ def sweep(
 
     ends, waiting = split(experiments, out, tell)
     queue, parked, tries = deque(waiting), dict[str, Experiment](), Counter[str]()
-    runner = partial(run_cell, data=data, device=device, displays=displays, checkpoint_every=checkpoint_every)
-    crew = _Crew(jobs, runner, threads)
+    runner = partial(run_cell, data=data, displays=displays, checkpoint_every=checkpoint_every)
+    crew = _Crew(jobs, runner, threads, devices_of(device))
     try:
         while queue or crew.busy or parked:
             while queue and (worker := crew.idle(queue[0].key, tell)):
@@ -101,10 +102,11 @@ class _Crew:
         size: Most processes.
         runner: Runs a cell.
         threads: Number of threads of each run.
+        devices: Where to compute, shared out evenly.
     """
 
-    def __init__(self, size: int, runner: CellRunner, threads: int) -> None:
-        self._size, self._runner, self._threads = size, runner, threads
+    def __init__(self, size: int, runner: Callable[..., None], threads: int, devices: Sequence[str]) -> None:
+        self._size, self._runner, self._threads, self._devices = size, runner, threads, devices
         self._workers: list[Worker] = []
 
     @property
@@ -123,7 +125,9 @@ class _Crew:
                 return worker
         if len(self._workers) < self._size:
             try:
-                self._workers.append(Worker(self._runner, self._threads))
+                used = Counter(worker.device for worker in self._workers)
+                device = min(self._devices, key=lambda name: used[name])
+                self._workers.append(Worker(partial(self._runner, device=device), self._threads, device))
                 return self._workers[-1]
             except OSError as error:
                 why = f"can't start a worker process: {error.strerror}"

@@ -32,12 +32,14 @@ class Worker:
     Args:
         runner: Runs a cell.
         threads: Number of threads of each run.
+        device: Where ``runner`` computes.
 
     Raises:
         OSError: If no process can be started.
     """
 
-    def __init__(self, runner: CellRunner, threads: int) -> None:
+    def __init__(self, runner: CellRunner, threads: int, device: str) -> None:
+        self.device = device
         context = multiprocessing.get_context("spawn")
         self.busy: Experiment | None = None
         self.connection, theirs = context.Pipe()
