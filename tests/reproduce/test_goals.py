@@ -174,7 +174,12 @@ class TestDevelopment:
 
     def test_what_was_used(self) -> None:
         used = development.development()
-        assert used.data == {"digits": (101, 102, 103, 104, 105, 106), "har": (101, 102, 103)}
+        assert used.data == {
+            "digits": (101, 102, 103, 104, 105, 106),
+            "har": (101, 102, 103),
+            "noisy digits": (101, 102),
+        }
+        assert list(used.seen) == ["fashion-mnist"]
         assert used.partitions == ("dirichlet (alpha=0.05)", "groups (q=0.5)", "groups (q=1.0)", "iid")
         assert used.training == ("1 step", "5 steps", "1 epoch", "3 epochs")
 
@@ -183,10 +188,10 @@ class TestDevelopment:
         page = tables.markdown(suite, plan, compare(suite, plan, {}, {}), "how")
         section = page.partition("## Development and reported settings")[2]
         assert (
-            "| data (seeds) | digits (101, 102, 103, 104, 105, 106), har (101, 102, 103) "
+            "| data (seeds) | digits (101, 102, 103, 104, 105, 106), har (101, 102, 103), noisy digits (101, 102) "
             "| digits (0, 1, 2), fashion-mnist (0), har" in section
         )
-        assert "Never used while designing it: fashion-mnist." in section
+        assert "Nothing was chosen on: fashion-mnist (four rounds timed with seed 101; that long runs" in section
         bare = SUITES["table3"]
         assert "Development" not in tables.markdown(bare, plan_of("table3", "smoke"), [], "how")
 

@@ -1,7 +1,7 @@
 """What ``sieve`` was designed on, and what a suite reports: other data, or other seeds."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,6 +23,7 @@ class Used:
         partitions: Names and parameters, as text.
         training: Numbers of local steps and epochs, as text.
         clients: Numbers of clients.
+        seen: What was seen on datasets on which nothing was chosen, by name.
     """
 
     data: dict[str, tuple[int, ...]]
@@ -30,6 +31,7 @@ class Used:
     partitions: tuple[str, ...]
     training: tuple[str, ...]
     clients: tuple[int, ...]
+    seen: dict[str, str] = field(default_factory=dict)
 
     @property
     def pairs(self) -> set[tuple[str, int]]:
@@ -48,6 +50,7 @@ def development() -> Used:
         partitions=tuple(sorted({_partition(value) for value in partitions})),
         training=_training(found["steps"], found["epochs"]),
         clients=tuple(sorted(found["clients"])),
+        seen=found["seen"],
     )
 
 
@@ -95,7 +98,8 @@ def table(plan: Plan, column: str) -> tuple[list[list[str]], str]:
         label = {"data": "data (seeds)", "training": "local training"}.get(name, name)
         lines.append([label, *(", ".join(_texts(getattr(used, name))) for used in (there, here))])
     new = [name for name in here.data if name not in there.data]
-    return lines, f"Never used while designing it: {', '.join(new)}." if new else ""
+    said = "; ".join(f"{name} ({there.seen[name]})" if name in there.seen else name for name in new)
+    return lines, f"Nothing was chosen on: {said}." if new else ""
 
 
 def _texts(values: Any) -> list[str]:

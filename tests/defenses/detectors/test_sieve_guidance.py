@@ -175,7 +175,7 @@ class TestSlopes:
 
 
 def guided(update: Tensor, held: Tensor, root: Linear, params: Tensor, **more: int) -> tuple[Tensor, float]:
-    return guide(update, references(held, **more), root, params, torch.Generator())
+    return guide(update, references(held, **more), root, params, torch.Generator())[:2]
 
 
 class TestGuide:
@@ -236,7 +236,7 @@ class TestGuide:
         assert factor == 1
         torch.testing.assert_close(step, -root.gradient(params)[1])
 
-    def test_asks_for_the_loss_after_the_servers_own_updates_only_where_it_matters(self) -> None:
+    def test_asks_for_few_losses(self) -> None:
         class Counted(Linear):
             def losses(self, flats: Tensor, loss: LossName | Loss = "cross-entropy", /) -> Tensor:
                 asked.append(len(flats))
@@ -249,7 +249,7 @@ class TestGuide:
         plain, params = linear(), torch.zeros(12, dtype=F64)
         root, held = Counted(plain.x, plain.y, plain.classes), own_steps(plain, params, 0.05)
         downhill = -plain.gradient(params, balanced_loss)[1]
-        for size, expected in ((0.05, [3]), (1e3, [3, 5, 1, 1, 1])):
+        for size, expected in ((0.05, [4]), (1e3, [4, 5, 1, 1, 1])):
             asked: list[int] = []
             step, factor = guided(size * downhill, held, root, params)
             assert asked == expected
@@ -287,6 +287,31 @@ class TestHalved:
         with_own = guided(update, uphill[None].expand(5, -1), root, params)
         # the server's own updates raise every class's loss more, so that nothing is projected or halved
         assert with_own[1] == 1
+
+    def test_the_aggregate_itself_where_all_updates_are_too_long_for_first_order(self) -> None:
+        root, params = linear(), torch.zeros(12, dtype=F64)
+        downhill = -root.gradient(params, balanced_loss)[1]
+        across = normal(12, seed=5)
+        before = float(root.gradient(params, balanced_loss)[0])
+        update = 300 * (downhill / downhill.norm() + across / across.norm())
+        after = float(root.gradient(params + update, balanced_loss)[0])
+        assert after > before + 0.1
+        long, short = (references(size * (update + normal(5, 12, seed=6))) for size in (1.5, 1e-4))
+        step, factor, too_long = guide(update, long, root, params, torch.Generator())
+        assert torch.equal(step, update)
+        assert (factor, too_long) == (1, True)
+        step, factor, too_long = guide(update, short, root, params, torch.Generator())
+        assert factor < 1  # those lower the loss: the step is projected, and cut
+        assert not too_long
+        assert not torch.allclose(step, factor * update)
+
+    @pytest.mark.parametrize(("lately", "projects"), [(0.0, True), (0.25, True), (0.26, False)])
+    def test_while_updates_were_too_long_lately(self, lately: float, projects: bool) -> None:
+        root, params = linear(), torch.zeros(12, dtype=F64)
+        held, update = references(own_steps(root, params, 0.05)), 0.05 * normal(12, seed=2)
+        step, _, too_long = guide(update, held, root, params, torch.Generator(), 1.0, lately)
+        assert not too_long  # this round it could
+        assert torch.allclose(step / step.norm(), update / update.norm()) != projects
 
 
 def paraboloid(optimum: list[float]) -> Callable[[Tensor], float]:

@@ -128,9 +128,10 @@ class Sieve:
         limited = influence.limit(m, e, found.unusual)
         weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt)
         update = influence.combine(x, limited, weights, missing, m, found.gradient, references)
-        notes = []
+        notes, lately = [], float((view.state or {}).get("too long", 0.0))
         if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
-            update, factor = guide(update, references, root, params, view.generator, e.fit)
+            update, factor, too_long = guide(update, references, root, params, view.generator, e.fit, lately)
+            lately = self.memory * lately + (1 - self.memory) * too_long
             notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")
@@ -139,7 +140,7 @@ class Sieve:
             weights=(weights / weights.sum().clamp(min=1e-300)).to(x),
             accepted=~found.rejected.to(x.device),
             scores=e.columns[:, JOINT].to(x),
-            state=found.state,
+            state={**found.state, "too long": torch.tensor(lately, dtype=torch.float64)},
             diagnosis=found.diagnosis(x.device),
             note="; ".join(notes),
         )

@@ -43,10 +43,14 @@ class Evidence:
         usual: Mean length of the balanced held-out references; 0 without any.
         longest: The longest explained part of a held-out reference, a length; None without any.
         longest_unit: The unit for that length, as a length.
+        stretch: What bounds on lengths are multiplied with: how much longer than ``longest`` the explained parts of
+            nine in ten clients were in the rounds before; 1 if they were not. A model that knows the root data by heart
+            has short references.
         widened: What units were multiplied with since root data did not fit the clients; 1 where they do.
         trusted: Whether the root data have all classes and fit.
         fit: How well root data have fitted the clients lately: 1 if nothing was widened, 0 if as much as at a misfit.
-        calibration: Running means of the references' own spreads and of ``widened``, for the next round.
+        calibration: Running means of the references' own spreads, of ``widened`` and of the logarithm of ``stretch``,
+            for the next round.
     """
 
     columns: Float64[Tensor, "n 5"]
@@ -57,6 +61,7 @@ class Evidence:
     usual: float
     longest: float | None
     longest_unit: float
+    stretch: float
     widened: float
     trusted: bool
     fit: float
@@ -96,6 +101,10 @@ def gather(
         widened = max(1.0, float(torch.quantile(_fitting(m, informative, unit_of, longest), _FITTING)) / _FAR)
     now["widened"] = m.length.new_tensor(widened)
     calibration = now if old is None else {k: memory * old[k] + (1 - memory) * v for k, v in now.items()}
+    # of the rounds before this one: a cohort of attackers alone must not decide how long its updates may be
+    lately = (old or {}).get("stretch", m.length.new_zeros(()))
+    stretch = float(lately.exp())
+    calibration["stretch"] = memory * lately + (1 - memory) * _stretch(m.explained[informative], longest or 0.0)
     spread = calibration["spread"].clamp(min=_LEAST_SPREAD)
     deviation = calibration["variance"].sqrt().clamp(min=_LEAST_DEVIATION)
     alignment = ((m.alignment - calibration["mean"]) / deviation).clamp(-_LARGEST, _LARGEST)
@@ -104,7 +113,7 @@ def gather(
     joint = norm.clamp(min=-1) + alignment[:, 0]
     if heard:
         joint = joint - max(0.0, float(torch.quantile(joint[informative], _FITTING)))
-    length = (m.explained / longest).clamp(min=1e-3).log() / spread if longest else residual
+    length = (m.explained / (stretch * longest)).clamp(min=1e-3).log() / spread if longest else residual
     columns = torch.cat([norm[:, None], alignment, joint[:, None], length[:, None]], dim=1).clamp(-_LARGEST, _LARGEST)
     return Evidence(
         columns=columns,
@@ -115,11 +124,20 @@ def gather(
         usual=usual,
         longest=longest,
         longest_unit=float(unit_of(m.held_explained).max()) * widened if calibrated else 0.0,
+        stretch=stretch,
         widened=widened,
         trusted=complete and widened < _MISFIT,
         fit=float(((_MISFIT - calibration["widened"]) / (_MISFIT - 1)).clamp(0, 1).square()),
         calibration=calibration,
     )
+
+
+def _stretch(explained: Float64[Tensor, " k"], longest: float) -> Float64[Tensor, ""]:
+    """Logarithm of how much longer than every reference nine in ten clients are, at least 0; of one, nobody knows."""
+    if len(explained) < 2 or not longest:
+        return explained.new_zeros(())
+    least = torch.quantile(explained, _FITTING, interpolation="lower")
+    return (least / longest).clamp(min=1).log()
 
 
 def _fitting(

@@ -18,6 +18,8 @@ from fedsieve.detectors.sieve.reference import ReferenceUpdates
 _SHARE = 0.5  # of the server's own progress that the step has to make in every class, where root data fit
 _MOST_CLASSES = 20  # whose gradients the server computes in a round
 _LEAST_STEP = 1 / 8
+_RISE = 0.1  # of the root loss, in nats, beyond which first order says nothing
+_OFTEN = 0.25  # share of the rounds of which that is so, beyond which root data guide no step
 _TINY = 1e-300
 
 
@@ -28,7 +30,8 @@ def guide(
     params: Float[Tensor, " d"],
     generator: torch.Generator,
     fit: float = 1.0,
-) -> tuple[Float64[Tensor, " p"], float]:
+    lately: float = 0.0,
+) -> tuple[Float64[Tensor, " p"], float, bool]:
     """The aggregate after what root data have to say about it.
 
     To first order the step may lower no class's margin and raise no class's cross-entropy; or it has to do half as well
@@ -40,6 +43,11 @@ def guide(
     own held-out updates, at most three times: root data are few, and must not stop the training. The root loss is a
     cross-entropy in which all classes have the same weight.
 
+    The projections are right to first order. Where the root loss rises by a tenth after the better one, and after the
+    server's own updates too, updates are too long for it, as at learning rates at the edge of what is stable. In such a
+    round, and while a quarter of the last ones were such, the step is the aggregate itself, halved in the same way:
+    with a projection in every round such a training diverges.
+
     Args:
         update: The aggregate.
         references: Reference updates of the round.
@@ -47,31 +55,41 @@ def guide(
         params: The global model, [d].
         generator: Draws twenty classes if there are more.
         fit: How well root data fit the clients, in [0, 1].
+        lately: The share of the rounds before in which updates were too long.
 
     Returns:
-        The step, no longer than ``update`` and the mean held-out update together, and the factor it was shortened by,
-        1 to 1/8.
+        The step, no longer than ``update`` and the mean held-out update together; the factor it was shortened by, 1 to
+        1/8; and whether updates are too long for first order.
     """
     held = references.held_out[: references.n_balanced]
-    own = held.mean(dim=0) if len(held) else torch.zeros_like(references.root)
-    slopes = slopes_of_classes(root, params, len(update), generator)
-    lengths, cosines = lengths_and_cosines(slopes, torch.stack([update.to(slopes), own]))
-    k = len(slopes)
-    of_update, of_own = (cosines[:k, k:] * lengths[k:]).T
-    over = [nearest(of_update - share * of_own, cosines[:k, :k]) for share in (0.0, _SHARE * fit)]
-    steps = update - torch.stack(over).to(slopes) @ slopes
 
     def losses(steps: Float[Tensor, "k p"]) -> list[float]:
         moved = params.repeat(len(steps), 1)
         moved[:, : steps.shape[1]] += steps.to(params)
         return several.losses(root, moved, balanced_loss).tolist()
 
-    before, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
-    best = min(range(len(steps)), key=lambda k: after[k] if after[k] == after[k] else float("inf"))
-    if after[best] <= before:
-        return steps[best], 1.0
-    limit = max(before, fmean(losses(held))) if len(held) else before
-    return halved(steps[best], after[best], limit, lambda step: losses(step[None])[0])
+    slopes = slopes_of_classes(root, params, len(update), generator)
+    steps = torch.cat([update[None].to(slopes), projected(update, held, slopes, fit)])
+    before, plain, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
+    best = min(range(len(after)), key=lambda k: after[k] if after[k] == after[k] else float("inf"))
+    aside, own = lately > _OFTEN, before
+    if len(held) and not (plain if aside else after[best]) <= before:
+        own = fmean(losses(held))
+    too_long = not (after[best] <= before + _RISE or own <= before + _RISE)
+    chosen, value = (steps[0], plain) if too_long or aside else (steps[1 + best], after[best])
+    return *halved(chosen, value, max(before, own), lambda step: losses(step[None])[0]), too_long
+
+
+def projected(
+    update: Float64[Tensor, " p"], held: Float[Tensor, "h p"], slopes: Float[Tensor, "s p"], fit: float
+) -> Float64[Tensor, "2 p"]:
+    """The nearest step that is worse in no class to first order, and the nearest that does half as well as ``held``."""
+    own = held.mean(dim=0) if len(held) else torch.zeros_like(slopes[0])
+    lengths, cosines = lengths_and_cosines(slopes, torch.stack([update.to(slopes), own]))
+    k = len(slopes)
+    of_update, of_own = (cosines[:k, k:] * lengths[k:]).T
+    over = [nearest(of_update - share * of_own, cosines[:k, :k]) for share in (0.0, _SHARE * fit)]
+    return update - torch.stack(over).to(slopes) @ slopes
 
 
 def halved(
