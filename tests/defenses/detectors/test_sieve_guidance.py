@@ -298,6 +298,9 @@ class TestHalved:
         assert after > before + 0.1
         long, short = (references(size * (update + normal(5, 12, seed=6))) for size in (1.5, 1e-4))
         step, factor, too_long = guide(update, long, root, params, torch.Generator())
+        assert too_long
+        assert not torch.allclose(step, factor * update)  # not yet
+        step, factor, too_long = guide(update, long, root, params, torch.Generator(), 1.0, 0.31)
         assert torch.equal(step, update)
         assert (factor, too_long) == (1, True)
         step, factor, too_long = guide(update, short, root, params, torch.Generator())
@@ -305,7 +308,7 @@ class TestHalved:
         assert not too_long
         assert not torch.allclose(step, factor * update)
 
-    @pytest.mark.parametrize(("lately", "projects"), [(0.0, True), (0.25, True), (0.26, False)])
+    @pytest.mark.parametrize(("lately", "projects"), [(0.0, True), (0.3, True), (0.31, False)])
     def test_while_updates_were_too_long_lately(self, lately: float, projects: bool) -> None:
         root, params = linear(), torch.zeros(12, dtype=F64)
         held, update = references(own_steps(root, params, 0.05)), 0.05 * normal(12, seed=2)

@@ -42,6 +42,7 @@ _USUAL_DEVIATIONS = 4.0  # of the clients' joint evidence above their median, be
 _LEAST_USUAL = 3.5  # and never below this many of the references' deviations
 _HUGE = 1e100
 _COPIED = -6.0  # mean evidence of residual norm; honest clients' is above -5 even where each has one class
+_ROUNDS_TOO_LONG = 50  # of the running mean of the rounds in which updates are too long for first order
 _FEW, _WINDOW = 20, 100  # clients of a round; below the first, updates of the last rounds are grouped with them
 
 
@@ -131,7 +132,7 @@ class Sieve:
         notes, lately = [], float((view.state or {}).get("too long", 0.0))
         if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
             update, factor, too_long = guide(update, references, root, params, view.generator, e.fit, lately)
-            lately = self.memory * lately + (1 - self.memory) * too_long
+            lately += (too_long - lately) / _ROUNDS_TOO_LONG
             notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")

@@ -19,7 +19,7 @@ _SHARE = 0.5  # of the server's own progress that the step has to make in every 
 _MOST_CLASSES = 20  # whose gradients the server computes in a round
 _LEAST_STEP = 1 / 8
 _RISE = 0.1  # of the root loss, in nats, beyond which first order says nothing
-_OFTEN = 0.25  # share of the rounds of which that is so, beyond which root data guide no step
+_OFTEN = 0.3  # share of the rounds of which that is so, beyond which root data guide no step
 _TINY = 1e-300
 
 
@@ -44,9 +44,9 @@ def guide(
     cross-entropy in which all classes have the same weight.
 
     The projections are right to first order. Where the root loss rises by a tenth after the better one, and after the
-    server's own updates too, updates are too long for it, as at learning rates at the edge of what is stable. In such a
-    round, and while a quarter of the last ones were such, the step is the aggregate itself, halved in the same way:
-    with a projection in every round such a training diverges.
+    server's own updates too, updates are too long for it, as at learning rates at the edge of what is stable. While
+    this was so in three of ten rounds, the step is the aggregate itself, halved in the same way: with a projection in
+    every round such a training diverges.
 
     Args:
         update: The aggregate.
@@ -76,7 +76,7 @@ def guide(
     if len(held) and not (plain if aside else after[best]) <= before:
         own = fmean(losses(held))
     too_long = not (after[best] <= before + _RISE or own <= before + _RISE)
-    chosen, value = (steps[0], plain) if too_long or aside else (steps[1 + best], after[best])
+    chosen, value = (steps[0], plain) if aside else (steps[1 + best], after[best])
     return *halved(chosen, value, max(before, own), lambda step: losses(step[None])[0]), too_long
 
 
