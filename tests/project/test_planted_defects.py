@@ -61,8 +61,8 @@ DEFECTS = {
     ),
     "influence without a bound": Defect(
         "detectors/sieve/influence.py",
-        "scale, inside = e.cut * kept, e.cut * (1 - kept)",
-        "scale, inside = kept, e.cut * (1 - kept)",
+        "scale, inside = cut * kept, cut * (1 - kept)",
+        "scale, inside = kept, cut * (1 - kept)",
         ("defenses/detectors/test_sieve_influence.py", "-k", "bound"),
         "test_no_limited_update_is_longer_than_the_bound",
     ),

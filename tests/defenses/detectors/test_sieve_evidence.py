@@ -181,6 +181,24 @@ def test_limits_widen_where_references_fit_no_client(strange: float, factor: flo
         assert (found.columns[: int(100 * strange), 0] > 6).all()
 
 
+@pytest.mark.parametrize(("short", "grows"), [(5, True), (20, False)])
+def test_bounds_grow_where_nine_in_ten_are_longer_than_the_references(short: int, grows: bool) -> None:
+    """Round by round, as where a model knows the root data by heart; the round itself has no say in its own bounds."""
+    m = measured(100)
+    longest = float(m.held_explained.max())
+    explained = torch.where(torch.arange(100) < short, 0.5, 10.0) * longest
+    m = replace(m, explained=explained, length=(explained**2 + m.residual**2).sqrt())
+    first = gathered(m)
+    assert first.stretch == 1
+    found = first
+    for _ in range(100):
+        found = gathered(m, old=found.calibration)
+    assert found.stretch == pytest.approx(10 if grows else 1, rel=0.01)
+    one = measured(1)
+    one = replace(one, explained=100 * one.explained, length=100 * one.length)
+    assert gathered(one, old=gathered(one).calibration).stretch == 1  # of one client nobody knows
+
+
 def test_empty_updates_do_not_widen_or_narrow_anything() -> None:
     m, names = measured(300), ("length", "explained", "residual", "alignment")
     m = replace(m, **{name: torch.cat([getattr(m, name)[:30], 0 * getattr(m, name)[30:]]) for name in names})
