@@ -186,7 +186,7 @@ def test_bounds_grow_where_nine_in_ten_are_longer_than_the_references(short: int
     """Round by round, as where a model knows the root data by heart; the round itself has no say in its own bounds."""
     m = measured(100)
     longest = float(m.held_explained.max())
-    explained = torch.where(torch.arange(100) < short, 0.5, 10.0) * longest
+    explained = torch.where(torch.arange(100) < short, 0.5, 10.0).double() * longest
     m = replace(m, explained=explained, length=(explained**2 + m.residual**2).sqrt())
     first = gathered(m)
     assert first.stretch == 1
