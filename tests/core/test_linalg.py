@@ -304,3 +304,12 @@ class TestWeightedSum:
 def squares(x: Tensor) -> Tensor:
     rows = x.double()
     return torch.stack([(rows - row).square().sum(dim=1) for row in rows])
+
+
+@pytest.mark.parametrize("bad", [2, 5])
+def test_distances_of_rows_that_are_no_numbers(bad: int) -> None:
+    x = torch.randn(5, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:bad] = torch.nan
+    found = linalg.pairwise_sq_distances(x)
+    assert found[:bad].fill_diagonal_(0).isinf().sum() == bad * 4
+    torch.testing.assert_close(found[bad:, bad:], torch.cdist(x[bad:], x[bad:]).square())

@@ -163,6 +163,7 @@ def shorter_majority(x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
 
 
 def _shorter_majority(norms: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    norms = norms.nan_to_num(nan=torch.inf)  # of a model that is not finite any more
     return norms <= norms.sort().values[len(norms) // 2]
 
 
