@@ -68,16 +68,16 @@ def guide(
         moved[:, : steps.shape[1]] += steps.to(params)
         return several.losses(root, moved, balanced_loss).tolist()
 
-    slopes = slopes_of_classes(root, params, len(update), generator)
-    steps = torch.cat([update[None].to(slopes), projected(update, held, slopes, fit)])
-    before, plain, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
-    best = min(range(len(after)), key=lambda k: after[k] if after[k] == after[k] else float("inf"))
-    aside, own = lately > _OFTEN, before
-    if len(held) and not (plain if aside else after[best]) <= before:
-        own = fmean(losses(held))
+    steps = projected(update, held, slopes_of_classes(root, params, len(update), generator), fit)
+    aside = lately > _OFTEN
+    if aside:
+        steps = torch.cat([steps, update[None].to(steps)])
+    before, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
+    best = min((0, 1), key=lambda k: after[k] if after[k] == after[k] else float("inf"))
+    chosen = 2 if aside else best
+    own = fmean(losses(held)) if len(held) and not after[chosen] <= before else before
     too_long = not (after[best] <= before + _RISE or own <= before + _RISE)
-    chosen, value = (steps[0], plain) if aside else (steps[1 + best], after[best])
-    return *halved(chosen, value, max(before, own), lambda step: losses(step[None])[0]), too_long
+    return *halved(steps[chosen], after[chosen], max(before, own), lambda step: losses(step[None])[0]), too_long
 
 
 def projected(
