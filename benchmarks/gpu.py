@@ -4,7 +4,6 @@ Needs nothing but FedSieve's own dependencies, and no network. Each block stands
 and the others go on; what is measured is written at once.
 """
 
-import os
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -27,6 +26,7 @@ from fedsieve.federation.adversary import Adversary
 from fedsieve.federation.clients import Trainer
 from fedsieve.federation.server import Server
 from fedsieve.runs.events import Event
+from fedsieve.runs.gpus import take_turns
 from fedsieve.runs.run import run
 from fedsieve.runs.sweep import sweep
 
@@ -172,14 +172,14 @@ def at_once(device: str, small: bool, measured: Measured) -> None:
         )
         for seed in range(4)
         for attack in ("label-flip", "min-max")
-    ]
+    ][:jobs]
     rates = {count: _rate(cells[:count], device) for count in (1, jobs)}
     hourly = {count: 3600 * rate / 2500 for count, rate in rates.items()}  # cells of the paper's length
     shown = f"{hourly[jobs]:,.0f} cells of 2,500 rounds an hour against {hourly[1]:,.0f}"
     ratio = rates[jobs] / rates[1]
     what = f"{len(cells)} experiments at once (sweep), cells an hour"
     measured.figures.append(Figure(what, shown, "gpu sweep", ratio, f"{ratio:.2f} x"))
-    shared = "is" if "CUDA_MPS_PIPE_DIRECTORY" in os.environ else "is not"
+    shared = "is not" if take_turns(device, jobs) else "is"
     measured.notes.append(
         f"Several experiments: sieve, from the rounds in which all of them run. The GPU {shared} shared through "
         "NVIDIA's MPS, without which the kernels of several processes take turns."
@@ -198,7 +198,9 @@ def _rate(cells: list[Any], device: str) -> float:
             raise RuntimeError(event.text.strip().splitlines()[-1])
 
     with TemporaryDirectory() as folder:
-        sweep(cells, Path(folder), data_folder(), device, len(cells), watch)
+        ends = sweep(cells, Path(folder), data_folder(), device, len(cells), watch)
+    if not all(event.finished for event in ends.values()):
+        raise RuntimeError(f"cells ended as {sorted({event.kind for event in ends.values()})}")
     begin, end = max(own[0][0] for own in stamps.values()), min(own[-1][0] for own in stamps.values())
     if begin >= end:
         raise RuntimeError("no moment at which all experiments ran")

@@ -81,7 +81,7 @@ def swept(
         from fedsieve.runs.gpus import take_turns
         from fedsieve.runs.sweep import sweep
 
-        if jobs > 1 and not quiet and take_turns(where, jobs):
+        if not quiet and take_turns(where, jobs):
             err.print(Text(_TURNS), soft_wrap=True)
         run_all = partial(sweep, jobs=jobs)
     with interruptible() as interruption:
