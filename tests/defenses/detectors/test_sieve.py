@@ -125,6 +125,23 @@ class TestDecision:
         assert all(accepted(result))
         assert (result.weights[:3] <= result.weights[3:].min()).all()
 
+    @pytest.mark.parametrize("jitter", [0.0, 0.3])
+    def test_copies_that_root_data_explain_better_do_not_convict_all_others(
+        self, make: SimpleNamespace, jitter: float
+    ) -> None:
+        # 24 clients with twice the noise that references have, and six who agree on one update that has less
+        fed = make.federation(30, 0, 1)
+        x, generator = fed.updates.matrix, torch.Generator().manual_seed(5)
+        noise = x - fed.benign_mean
+        x[6:] += noise[6:]
+        x[:6] = fed.benign_mean + 0.5 * noise[0]
+        x[:6] += (
+            jitter * 0.5 * noise[0].norm() * torch.nn.functional.normalize(torch.randn(6, 240, generator=generator))
+        )
+        result = aggregate(make, fed)
+        assert sum(accepted(result)[6:]) >= 22
+        assert result.weights[:6].sum() < 0.1
+
 
 class TestStages:
     def test_last_it_bounds_influence_before_another_stage_it_detects(self, make: SimpleNamespace) -> None:

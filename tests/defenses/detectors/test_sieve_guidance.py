@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedsieve.core.loss import Loss, LossName
-from fedsieve.detectors.sieve.guidance import guide, halved, nearest, slopes_of_classes
+from fedsieve.detectors.sieve.guidance import Lately, guide, halved, nearest, slopes_of_classes, steady
 from fedsieve.detectors.sieve.margin import balanced_loss, margin_of
 from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
@@ -249,7 +249,7 @@ class TestGuide:
         plain, params = linear(), torch.zeros(12, dtype=F64)
         root, held = Counted(plain.x, plain.y, plain.classes), own_steps(plain, params, 0.05)
         downhill = -plain.gradient(params, balanced_loss)[1]
-        for size, expected in ((0.05, [3]), (1e3, [3, 5, 1, 1, 1])):
+        for size, expected in ((0.05, [3]), (1e3, [3, 5, 3])):
             asked: list[int] = []
             step, factor = guided(size * downhill, held, root, params)
             assert asked == expected
@@ -273,12 +273,26 @@ class TestHalved:
     def test_until_the_loss_does_not_rise(self, update: list[float], factor: float) -> None:
         loss = paraboloid([1.0, 0.0])  # at 0 it is half of 1
         step = torch.tensor(update, dtype=F64)
-        assert halved(step, loss(step), 0.5, loss)[1] == factor
-        assert halved(step, loss(step), 0.5, loss)[0].tolist() == [v * factor for v in update]
+        found, shorter = halved(step, loss(step), 0.5, torch.inf, each(loss))
+        assert shorter == factor
+        assert found.tolist() == [v * factor for v in update]
+
+    @pytest.mark.parametrize(("update", "factor"), [([2.1, 0.0], 1 / 2), ([-1.0, 0.0], 1 / 16), ([1e9, 0.0], 1 / 64)])
+    def test_further_where_the_training_would_end(self, update: list[float], factor: float) -> None:
+        loss, step = paraboloid([1.0, 0.0]), torch.tensor(update, dtype=F64)
+        assert halved(step, loss(step), 0.5, 0.6, each(loss))[1] == factor
 
     def test_a_loss_that_is_no_number(self) -> None:
         step = torch.tensor([torch.inf, 0.0], dtype=F64)
-        assert halved(step, float("nan"), 0.5, paraboloid([1.0, 0.0]))[1] == 1 / 8
+        assert halved(step, float("nan"), 0.5, 0.6, each(paraboloid([1.0, 0.0])))[1] == 1 / 64
+
+    def test_where_root_data_dont_fit_it_may_rise_by_a_nat(self) -> None:
+        root, params = linear(), 0.5 * normal(12, seed=3)
+        before, uphill = root.gradient(params, balanced_loss)
+        for size, cut in ((0.1, False), (5.0, True)):
+            step, factor, _ = steady(size * uphill, root, params)
+            assert (factor < 1) == cut
+            assert float(before) < float(root.gradient(params + step, balanced_loss)[0]) <= float(before) + 1
 
     def test_may_rise_as_much_as_after_the_servers_own_updates_on_average(self) -> None:
         root, params = linear(), 0.5 * normal(12, seed=3)
@@ -297,25 +311,61 @@ class TestHalved:
         after = float(root.gradient(params + update, balanced_loss)[0])
         assert after > before + 0.1
         long, short = (references(size * (update + normal(5, 12, seed=6))) for size in (1.5, 1e-4))
-        step, factor, too_long = guide(update, long, root, params, torch.Generator())
-        assert too_long
+        step, factor, then = guide(update, long, root, params, torch.Generator())
+        assert then.too_long == 1 / 50
+        assert then.loss == pytest.approx(before)
         assert not torch.allclose(step, factor * update)  # not yet
-        step, factor, too_long = guide(update, long, root, params, torch.Generator(), 1.0, 0.31)
+        often = Lately(0.31, after)  # a loss as it has been lately
+        step, factor, then = guide(update, long, root, params, torch.Generator(), 1.0, often)
         assert torch.equal(step, update)
-        assert (factor, too_long) == (1, True)
-        step, factor, too_long = guide(update, short, root, params, torch.Generator())
+        assert factor == 1
+        assert then.too_long > often.too_long
+        step, factor, then = guide(update, short, root, params, torch.Generator())
         assert factor < 1  # those lower the loss: the step is projected, and cut
-        assert not too_long
+        assert then.too_long == 0
         assert not torch.allclose(step, factor * update)
 
-    @pytest.mark.parametrize(("lately", "projects"), [(0.0, True), (0.3, True), (0.31, False)])
-    def test_while_updates_were_too_long_lately(self, lately: float, projects: bool) -> None:
+    def test_not_a_step_that_ends_the_training_though_the_servers_own_updates_do_too(self) -> None:
+        root, params = linear(), torch.zeros(12, dtype=F64)
+        before, uphill = root.gradient(params, balanced_loss)
+        update = 20 * uphill / uphill.norm()
+        assert root.gradient(params + update, balanced_loss)[0] > before + 1
+        own = references(2 * update.expand(5, -1))
+        for lately, most in ((Lately(0.31), before + 1), (Lately(0.31, 5.0), 6.0), (Lately(0.31, -3.0), before)):
+            step, factor, _ = guide(update, own, root, params, torch.Generator(), 1.0, lately)
+            assert torch.equal(step, factor * update)
+            assert root.gradient(params + step, balanced_loss)[0] <= most or factor == 1 / 64
+            assert root.gradient(params + 2 * step, balanced_loss)[0] > most
+
+    @pytest.mark.parametrize(("share", "projects"), [(0.0, True), (0.3, True), (0.31, False)])
+    def test_while_updates_were_too_long_lately(self, share: float, projects: bool) -> None:
         root, params = linear(), torch.zeros(12, dtype=F64)
         held, update = references(own_steps(root, params, 0.05)), 0.05 * normal(12, seed=2)
-        step, _, too_long = guide(update, held, root, params, torch.Generator(), 1.0, lately)
-        assert not too_long  # this round it could
+        lately = Lately(share, 1.0)
+        step, _, then = guide(update, held, root, params, torch.Generator(), 1.0, lately)
+        assert then.too_long == pytest.approx(0.98 * share)  # this round it could
         assert torch.allclose(step / step.norm(), update / update.norm()) != projects
+
+
+class TestLately:
+    def test_means_over_fifty_rounds(self) -> None:
+        lately = Lately()
+        for _ in range(50):
+            lately = lately.then(2.0, True)
+        assert lately.loss == 2.0
+        assert lately.too_long == pytest.approx(1 - 0.98**50)
+        assert lately.then(7.0).loss == pytest.approx(2.1)
+        assert lately.then(7.0).too_long == lately.too_long  # where nothing was asked
+
+    def test_comes_back_from_a_state(self) -> None:
+        assert Lately.of(Lately().state) == Lately()
+        lately = Lately(0.25, 1.5)
+        assert Lately.of({**lately.state, "history": torch.zeros(1)}) == lately
 
 
 def paraboloid(optimum: list[float]) -> Callable[[Tensor], float]:
     return lambda step: float(0.5 * (step - torch.tensor(optimum, dtype=F64)).square().sum())
+
+
+def each(loss: Callable[[Tensor], float]) -> Callable[[Tensor], list[float]]:
+    return lambda steps: [loss(step) for step in steps]

@@ -15,7 +15,6 @@ Departs: from nothing, since nothing is published.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
 from typing import Any, ClassVar
 
 import torch
@@ -28,21 +27,18 @@ from fedsieve.core.errors import MissingDataError, ParameterError
 from fedsieve.core.traits import Traits
 from fedsieve.detectors.sieve import history, influence
 from fedsieve.detectors.sieve.evidence import GROUPED, JOINT, LENGTH, Evidence, gather
-from fedsieve.detectors.sieve.groups import separate_groups
-from fedsieve.detectors.sieve.guidance import guide
+from fedsieve.detectors.sieve.groups import credible, separate_groups
+from fedsieve.detectors.sieve.guidance import Lately, guide, steady
 from fedsieve.detectors.sieve.margin import margin
 from fedsieve.detectors.sieve.measurements import Measurements, measure
 from fedsieve.detectors.sieve.reference import ReferenceUpdates, train_references
+from fedsieve.detectors.sieve.usual import center, far, lower_spread
 
 _FAR_OUTSIDE = "far outside the references"
 MISFIT = "root data don't fit the clients"
-_FAR = 5.0  # residual norm in units of the references' own, beyond which no data of a client's own are
-_FAR_DEVIATIONS = 6.0  # and so many deviations of the clients above their median
 _USUAL_DEVIATIONS = 4.0  # of the clients' joint evidence above their median, beyond which evidence accumulates
 _LEAST_USUAL = 3.5  # and never below this many of the references' deviations
 _HUGE = 1e100
-_COPIED = -6.0  # mean evidence of residual norm; honest clients' is above -5 even where each has one class
-_ROUNDS_TOO_LONG = 50  # of the running mean of the rounds in which updates are too long for first order
 _FEW, _WINDOW = 20, 100  # clients of a round; below the first, updates of the last rounds are grouped with them
 
 
@@ -129,11 +125,13 @@ class Sieve:
         limited = influence.limit(m, e, found.unusual)
         weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt)
         update = influence.combine(x, limited, weights, missing, m, found.gradient, references)
-        notes, lately = [], float((view.state or {}).get("too long", 0.0))
+        notes, lately = [], Lately.of(view.state or {})
+        factor = 1.0
         if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
-            update, factor, too_long = guide(update, references, root, params, view.generator, e.fit, lately)
-            lately += (too_long - lately) / _ROUNDS_TOO_LONG
-            notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
+            update, factor, lately = guide(update, references, root, params, view.generator, e.fit, lately)
+        elif bool(weights.any()):
+            update, factor, lately = steady(update, root, params, lately)
+        notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")
         return Aggregate(
@@ -141,7 +139,7 @@ class Sieve:
             weights=(weights / weights.sum().clamp(min=1e-300)).to(x),
             accepted=~found.rejected.to(x.device),
             scores=e.columns[:, JOINT].to(x),
-            state={**found.state, "too long": torch.tensor(lately, dtype=torch.float64)},
+            state={**found.state, **lately.state},
             diagnosis=found.diagnosis(x.device),
             note="; ".join(notes),
         )
@@ -155,20 +153,19 @@ class Sieve:
         e = gather(m, references.n_balanced, references.complete, old.get("calibration"), self.memory)
         heard = e.informative
         known = history.remember(old.get("history"), ids, e.columns, heard, self.memory, self.forget_after)
-        tests = {_FAR_OUTSIDE: far(e)}
-        left = heard & ~tests[_FAR_OUTSIDE]
+        left = heard & ~far(e)
         recent = torch.cat([e.columns[left], old.get("recent", e.columns[:0])])[: max(_WINDOW, int(left.sum()))]
-        rejected = torch.zeros_like(heard)
-        groups, unusual = self._groups(e, references.complete, ids, left, recent, history.means(known))
-        tests |= groups
-        for test in tests.values():
-            rejected = rejected | test
-        rest = heard & ~rejected
-        if 2 * int(rest.sum()) < int(heard.sum()) and not e.columns[rest, 0].mean() > _COPIED:
-            # most would go for a few that send what root data explain altogether, as no client's own data do
-            tests = {name: test & (name == _FAR_OUTSIDE) for name, test in tests.items()}
-            rejected, unusual = tests[_FAR_OUTSIDE], torch.zeros_like(heard)
-        middle, spread = _center(e, rejected)
+        outside, means = {_FAR_OUTSIDE: far(e)}, history.means(known)
+        for strict in (False, True):
+            groups, unusual = self._groups(e, references.complete, ids, left, recent, means, strict)
+            tests = outside | groups
+            rejected = torch.stack(list(tests.values())).any(dim=0)
+            most = 2 * int((heard & ~rejected).sum()) < int(heard.sum())
+            if not most:
+                break
+        if most and not credible(m, e, heard & ~rejected, rejected):
+            tests, rejected, unusual = outside, outside[_FAR_OUTSIDE], torch.zeros_like(heard)
+        middle, spread = center(e, rejected)
         usual = max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
         known = history.accumulate(known, ids, e.columns[:, JOINT] - usual, heard)
         if e.trusted:
@@ -176,7 +173,7 @@ class Sieve:
             tests["evidence over rounds"] = accumulated & heard
             rejected = rejected | tests["evidence over rounds"]
         state = {"history": known, "calibration": dict(e.calibration), "recent": recent[:_WINDOW]}
-        lower = _lower_spread(e.columns[heard, JOINT]) if heard.any() else 0.0
+        lower = lower_spread(e.columns[heard, JOINT]) if heard.any() else 0.0
         return Judgement(
             m,
             e,
@@ -198,6 +195,7 @@ class Sieve:
         left: Bool[Tensor, " n"],
         recent: Float64[Tensor, "r f"],
         means: tuple[Int[Tensor, " k"], Float64[Tensor, "k f"]],
+        strict: bool,
     ) -> tuple[dict[str, Bool[Tensor, " n"]], Bool[Tensor, " n"]]:
         """Clients in large groups that stand apart, by test, and clients in small ones.
 
@@ -208,6 +206,8 @@ class Sieve:
             left: Those among whom groups are looked for, [n].
             recent: Their evidence, then that of clients of rounds before, [r, f].
             means: Clients that are remembered, [k], and their mean evidence, [k, f].
+            strict: Whether most clients may be rejected: by twice the evidence, and not for length, which is that of
+                all where the model knows the root data by heart.
         """
         tests, unusual, count = {}, torch.zeros_like(left), int(left.sum())
         names, average = means
@@ -216,8 +216,10 @@ class Sieve:
         for k, name in GROUPED.items():
             if not e.trusted and (k not in (JOINT, LENGTH) or (k == JOINT and not complete)):
                 continue
+            if strict and k == LENGTH:
+                continue
             # no reference of any class is longer than 0 in length, and none of the others is so far from what is usual
-            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted else 2)
+            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted and not strict else 2)
             here = torch.zeros_like(left)
             for values in (e.columns[left, k], *([recent[:, k]] if len(ids) < _FEW else [])):
                 large, small = separate_groups(values, least, self.minority)
@@ -251,35 +253,6 @@ def _root(view: ServerView) -> Root:
     if view.root is None:
         raise MissingDataError("sieve needs root data, and the server has none")
     return view.root
-
-
-def far(e: Evidence) -> Bool[Tensor, " n"]:
-    """Whose residual is far outside, in the references' units and compared with the other clients."""
-    norm = e.residual.clamp(min=1e-3).log()
-    if e.longest is None or not e.informative.any():
-        return torch.zeros_like(e.informative)
-    known = norm[e.informative]
-    limit = max(log(_FAR), float(known.median()) + _FAR_DEVIATIONS * _lower_spread(known))
-    return e.informative & (norm > limit)
-
-
-def _center(e: Evidence, rejected: Bool[Tensor, " n"]) -> tuple[float, float]:
-    """Median and spread of the joint evidence of the clients that stay; the spread is at least the references'."""
-    joint = e.columns[:, JOINT]
-    rest = joint[e.informative & ~rejected]
-    low, middle, high = _quantiles(rest if len(rest) >= 3 else joint, 0.1, 0.5, 0.85)
-    return middle, max(1.0, (middle - low) / 1.28, (high - middle) / 1.04)
-
-
-def _lower_spread(values: Float64[Tensor, " n"]) -> float:
-    """Standard deviation of normal values from their lower half, which malicious clients don't widen."""
-    low, middle = _quantiles(values, 0.1, 0.5)
-    return (middle - low) / 1.28
-
-
-def _quantiles(values: Float64[Tensor, " n"], *shares: float) -> list[float]:
-    found: list[float] = torch.quantile(values, values.new_tensor(shares)).tolist()
-    return found
 
 
 def _reasons(tests: Mapping[str, Bool[Tensor, " n"]]) -> tuple[str, ...]:

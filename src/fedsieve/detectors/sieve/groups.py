@@ -7,11 +7,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from fedsieve.core.clustering import best_cut
+from fedsieve.detectors.sieve.evidence import Evidence
+from fedsieve.detectors.sieve.measurements import Measurements
 
 _LEAST_GROUP = 3
 _APART, _APART_FEW = 3.6, 40.0
 _MIDDLE = 1 / 3  # of the upper group's size: the most values in the middle third between the two means
 _LEAST_WITHIN = 0.5  # deviations within groups, at least: half of the references' own
+_COPIED = -6.0  # mean evidence of residual norm; honest clients' is above -5 even where each has one class
+_ALIKE = 0.25  # mean squared cosine of residuals, above which clients who stay are no witnesses against most others
 _OUTSIDE = 3.0  # standard deviations of the lower group above its mean, below which nobody is in the upper one
 
 
@@ -68,3 +72,20 @@ def _upper(values: Float64[ndarray, " n"], least: float) -> Bool[ndarray, " n"]:
     middle = (values > low.mean() + gap / 3) & (values < high.mean() - gap / 3)
     apart = gap**2 >= (_APART + _APART_FEW / len(values)) ** 2 * within
     return upper if apart and middle.sum() <= _MIDDLE * len(high) else none
+
+
+def credible(m: Measurements, e: Evidence, rest: Bool[Tensor, " n"], others: Bool[Tensor, " n"]) -> bool:
+    """Whether those who stay could be honest clients, so that all others, who are more, stand apart from them.
+
+    They could not if root data explain their updates altogether, as they do no client's own; nor if these are nearly
+    the same, and those of the others are not.
+    """
+    if not e.columns[rest, 0].mean() > _COPIED:
+        return False
+    alike = m.residual_cosines.clamp(min=0).square()
+
+    def among(chosen: Tensor) -> float:
+        pairs, k = alike[chosen][:, chosen], int(chosen.sum())
+        return float((pairs.sum() - pairs.diagonal().sum()) / max(k * (k - 1), 1))
+
+    return among(rest) <= max(_ALIKE, 2 * among(others))

@@ -1,7 +1,9 @@
 """What the server makes of the sum: a step after which no class is worse off than after a step of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,46 @@ from fedsieve.detectors.sieve.reference import ReferenceUpdates
 
 _SHARE = 0.5  # of the server's own progress that the step has to make in every class, where root data fit
 _MOST_CLASSES = 20  # whose gradients the server computes in a round
-_LEAST_STEP = 1 / 8
+_FACTORS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)  # of a step
+_LEAST_STEP = 1 / 8  # where it only raises the root loss; the smaller ones are for steps that would end a training
 _RISE = 0.1  # of the root loss, in nats, beyond which first order says nothing
+_LEAP = 1.0  # of the root loss above what it has been lately, in nats, beyond which a training is about to end
+_ROUNDS = 50  # of the running means
 _OFTEN = 0.3  # share of the rounds of which that is so, beyond which root data guide no step
 _TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Lately:
+    """What root data have said of the rounds before, as running means over fifty rounds.
+
+    Attributes:
+        too_long: The share of rounds in which updates were too long for first order.
+        loss: The root loss before the step, in nats; None before the first round.
+    """
+
+    too_long: float = 0.0
+    loss: float | None = None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Lately":
+        """From the state of the round before."""
+        return cls(*state["lately"].tolist()) if "lately" in state else cls()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """For the next round; empty before the first."""
+        return {} if self.loss is None else {"lately": torch.tensor([self.too_long, self.loss], dtype=torch.float64)}
+
+    def most(self, before: float) -> float:
+        """The root loss above which no step is taken whole, whatever the server's own updates do."""
+        return max(before, (before if self.loss is None else self.loss) + _LEAP)
+
+    def then(self, before: float, too_long: bool | None = None) -> "Lately":
+        """After a round with this root loss before its step."""
+        loss = before if self.loss is None else self.loss + (before - self.loss) / _ROUNDS
+        share = self.too_long if too_long is None else self.too_long + (too_long - self.too_long) / _ROUNDS
+        return Lately(share, loss)
 
 
 def guide(
@@ -30,8 +68,8 @@ def guide(
     params: Float[Tensor, " d"],
     generator: torch.Generator,
     fit: float = 1.0,
-    lately: float = 0.0,
-) -> tuple[Float64[Tensor, " p"], float, bool]:
+    lately: Lately = Lately(),
+) -> tuple[Float64[Tensor, " p"], float, Lately]:
     """The aggregate after what root data have to say about it.
 
     To first order the step may lower no class's margin and raise no class's cross-entropy; or it has to do half as well
@@ -40,7 +78,9 @@ def guide(
     that slow the training.
 
     The chosen step is halved until the root loss is no higher than before, or than it is on average after the server's
-    own held-out updates, at most three times: root data are few, and must not stop the training. The root loss is a
+    own held-out updates, at most three times: root data are few, and must not stop the training. Where the model is
+    steep, the server's own updates raise it as well. So a step after which it would be a nat above its mean over the
+    last fifty rounds, and higher than before, is halved whatever they do, at most six times. The root loss is a
     cross-entropy in which all classes have the same weight.
 
     The projections are right to first order. Where the root loss rises by a tenth after the better one, and after the
@@ -55,21 +95,19 @@ def guide(
         params: The global model, [d].
         generator: Draws twenty classes if there are more.
         fit: How well root data fit the clients, in [0, 1].
-        lately: The share of the rounds before in which updates were too long.
+        lately: Of the rounds before.
 
     Returns:
         The step, no longer than ``update`` and the mean held-out update together; the factor it was shortened by, 1 to
-        1/8; and whether updates are too long for first order.
+        1/64; and what is known in the next round.
     """
     held = references.held_out[: references.n_balanced]
 
     def losses(steps: Float[Tensor, "k p"]) -> list[float]:
-        moved = params.repeat(len(steps), 1)
-        moved[:, : steps.shape[1]] += steps.to(params)
-        return several.losses(root, moved, balanced_loss).tolist()
+        return losses_after(steps, root, params)
 
     steps = projected(update, held, slopes_of_classes(root, params, len(update), generator), fit)
-    aside = lately > _OFTEN
+    aside = lately.too_long > _OFTEN
     if aside:
         steps = torch.cat([steps, update[None].to(steps)])
     before, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
@@ -77,7 +115,40 @@ def guide(
     chosen = 2 if aside else best
     own = fmean(losses(held)) if len(held) and not after[chosen] <= before else before
     too_long = not (after[best] <= before + _RISE or own <= before + _RISE)
-    return *halved(steps[chosen], after[chosen], max(before, own), lambda step: losses(step[None])[0]), too_long
+    most = lately.most(before)
+    limit = min(max(before, own), most)
+    step, factor = halved(steps[chosen], after[chosen], limit, most, losses)
+    return step, factor, lately.then(before, too_long)
+
+
+def steady(
+    update: Float64[Tensor, " p"], root: Root, params: Float[Tensor, " d"], lately: Lately = Lately()
+) -> tuple[Float64[Tensor, " p"], float, Lately]:
+    """The aggregate where root data don't fit the clients: they guide no step, but so long a one ends a training.
+
+    It is halved, six times at most, while the root loss after it is a nat above its mean over the last fifty rounds,
+    and higher than before.
+
+    Args:
+        update: The aggregate.
+        root: Root data.
+        params: The global model, [d].
+        lately: Of the rounds before.
+
+    Returns:
+        The step, the factor it was shortened by, and what is known in the next round.
+    """
+    before, after = losses_after(torch.stack([torch.zeros_like(update), update]), root, params)
+    most = lately.most(before)
+    step, factor = halved(update, after, most, most, lambda steps: losses_after(steps, root, params))
+    return step, factor, lately.then(before)
+
+
+def losses_after(steps: Float[Tensor, "k p"], root: Root, params: Float[Tensor, " d"]) -> list[float]:
+    """The root loss after each of k steps from the global model."""
+    moved = params.repeat(len(steps), 1)
+    moved[:, : steps.shape[1]] += steps.to(params)
+    return several.losses(root, moved, balanced_loss).tolist()
 
 
 def projected(
@@ -93,17 +164,30 @@ def projected(
 
 
 def halved(
-    step: Float64[Tensor, " p"], after: float, limit: float, loss: Callable[[Tensor], float]
+    step: Float64[Tensor, " p"],
+    after: float,
+    limit: float,
+    most: float,
+    losses: Callable[[Float64[Tensor, "k p"]], list[float]],
 ) -> tuple[Float64[Tensor, " p"], float]:
-    """The step, halved until the loss after it is at most ``limit``, but at most three times, and the factor.
+    """The step, halved until the loss after it is at most a limit, and the factor.
 
-    >>> halved(torch.tensor([4.0, 0.0]).double(), 4.0, 1.5, lambda step: float(step.norm()))
+    Args:
+        step: The step.
+        after: The loss after it.
+        limit: Above this it is halved, three times at most: root data are few, and must not stop the training.
+        most: Above this it is halved, six times at most: a training ends with such a step.
+        losses: After each of several steps; asked for three at a time, which on a GPU costs no more than one.
+
+    >>> halved(torch.tensor([4.0, 0.0]).double(), 4.0, 1.5, 9.0, lambda steps: steps.norm(dim=1).tolist())
     (tensor([1., 0.], dtype=torch.float64), 0.25)
     """
-    factor = 1.0
-    while factor > _LEAST_STEP and not after <= limit:
-        factor /= 2
-        after = loss(step * factor)
+    found = [after]
+    for k, factor in enumerate(_FACTORS):
+        if k == len(found):
+            found += losses(torch.stack([step * f for f in _FACTORS[k : k + 3]]))
+        if found[k] <= (limit if factor > _LEAST_STEP else most):
+            break
     return step * factor, factor
 
 
