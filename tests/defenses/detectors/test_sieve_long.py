@@ -10,6 +10,7 @@ from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 
 from fedsieve.config.experiment import Experiment
+from fedsieve.core.records import RoundRecord
 from fedsieve.federation.simulation import Simulation
 
 ROUNDS = 400
@@ -26,7 +27,7 @@ def noisy_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def accuracies(file: Path, **settings: Any) -> list[float]:
+def records(file: Path, **settings: Any) -> list[RoundRecord]:
     e = Experiment.of(
         {
             "dataset": {"name": "npz", "file": str(file)},
@@ -42,13 +43,32 @@ def accuracies(file: Path, **settings: Any) -> list[float]:
             **settings,
         }
     )
-    records = [record for _, record in Simulation.of(e, Path(), torch.device("cpu")).rounds()]
-    assert all(r.update_norm is not None and r.update_norm < 100 for r in records)
-    return [r.test_accuracy for r in records if r.test_accuracy is not None]
+    return [record for _, record in Simulation.of(e, Path(), torch.device("cpu")).rounds()]
+
+
+def accuracy(of: list[RoundRecord]) -> float:
+    """The median of the last five evaluations, since single rounds jump."""
+    return float(np.median([r.test_accuracy for r in of if r.test_accuracy is not None][-5:]))
+
+
+def longest(of: list[RoundRecord]) -> float:
+    return max(r.update_norm or 0.0 for r in of)
 
 
 @pytest.mark.slow
-def test_without_an_attack_it_is_as_good_as_the_mean(noisy_digits: Path) -> None:
-    """Projected in every round, this training was 15 points behind the mean, and not finite after 280 rounds."""
-    last = {name: accuracies(noisy_digits, attack="none", defense=name)[-5:] for name in ("mean", "sieve")}
-    assert np.median(last["sieve"]) > np.median(last["mean"]) - 0.05  # single rounds still jump
+def test_without_an_attack_and_beside_colluders(noisy_digits: Path) -> None:
+    """The mean's accuracy, with steps that don't jump.
+
+    Projected in every round, this training was not finite after 280 rounds. With the server's own updates as the only
+    measure of how far a step may go, as on data that no model knows by heart, it could end after 450; and six who agree
+    on one update had a third of the others rejected.
+    """
+    mean = records(noisy_digits, attack="none", defense="mean")
+    plain = records(noisy_digits, attack="none", defense="sieve")
+    assert accuracy(plain) > accuracy(mean) - 0.05
+    assert longest(plain) < longest(mean)
+    attacked = records(noisy_digits, attack="min-sum", defense="sieve")
+    assert accuracy(attacked) > accuracy(mean) - 0.06
+    assert longest(attacked) < longest(mean)
+    assert np.mean([r.false_positive_rate for r in attacked]) < 0.03
+    assert np.mean([r.false_negative_rate for r in attacked]) < 0.05

@@ -153,18 +153,19 @@ class Sieve:
         e = gather(m, references.n_balanced, references.complete, old.get("calibration"), self.memory)
         heard = e.informative
         known = history.remember(old.get("history"), ids, e.columns, heard, self.memory, self.forget_after)
-        left = heard & ~far(e)
+        outside = far(e)
+        left = heard & ~outside
         recent = torch.cat([e.columns[left], old.get("recent", e.columns[:0])])[: max(_WINDOW, int(left.sum()))]
-        outside, means = {_FAR_OUTSIDE: far(e)}, history.means(known)
-        for strict in (False, True):
+        means = history.means(known)
+        for strict in (False, True):  # what convicts a few need not convict most
             groups, unusual = self._groups(e, references.complete, ids, left, recent, means, strict)
-            tests = outside | groups
+            tests = {_FAR_OUTSIDE: outside, **groups}
             rejected = torch.stack(list(tests.values())).any(dim=0)
             most = 2 * int((heard & ~rejected).sum()) < int(heard.sum())
             if not most:
                 break
         if most and not credible(m, e, heard & ~rejected, rejected):
-            tests, rejected, unusual = outside, outside[_FAR_OUTSIDE], torch.zeros_like(heard)
+            tests, rejected, unusual = {_FAR_OUTSIDE: outside}, outside, torch.zeros_like(heard)
         middle, spread = center(e, rejected)
         usual = max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
         known = history.accumulate(known, ids, e.columns[:, JOINT] - usual, heard)
