@@ -99,6 +99,7 @@ SUBJECTS: dict[str, tuple[tuple[str, ...], ...]] = {
             "margin",
             "measurements",
             "reference",
+            "usual",
         )
     },
     "detectors/fldetector.py": (
