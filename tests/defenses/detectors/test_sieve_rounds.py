@@ -181,6 +181,14 @@ class TestAttackers:
         weights = [w for r in found.records for i, w in zip(r.clients, r.weights, strict=True) if i in r.malicious]
         assert set(weights) == {0}
 
+    @pytest.mark.parametrize("attack", ["label-flip", "scaling"])
+    def test_most_clients_malicious(self, attack: str) -> None:
+        # in early rounds they stand apart by little more than the least evidence
+        settings = {"clients": 30, "malicious": 24, "attack": attack, "partition": {"name": "groups", "q": 0.5}}
+        found = Played(local={"steps": 1}, rounds=8, **settings)
+        assert found.rejected(benign=False) == 1
+        assert found.rejected(benign=True) == 0
+
     def test_tiny_updates_beside_a_wrong_root_convict_nobody(self) -> None:
         """Who sends next to nothing is closer to the references than the honest clients are, which are no group."""
         off = {"name": "on-off", "period": 20, "duty": 1, "off": "shrunken", "shrink": 0.02}

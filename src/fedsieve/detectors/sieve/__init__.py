@@ -156,15 +156,11 @@ class Sieve:
         outside = far(e)
         left = heard & ~outside
         recent = torch.cat([e.columns[left], old.get("recent", e.columns[:0])])[: max(_WINDOW, int(left.sum()))]
-        means = history.means(known)
-        for strict in (False, True):  # what convicts a few need not convict most
-            groups, unusual = self._groups(e, references.complete, ids, left, recent, means, strict)
-            tests = {_FAR_OUTSIDE: outside, **groups}
-            rejected = torch.stack(list(tests.values())).any(dim=0)
-            most = 2 * int((heard & ~rejected).sum()) < int(heard.sum())
-            if not most:
-                break
-        if most and not credible(m, e, heard & ~rejected, rejected):
+        groups, unusual = self._groups(e, references.complete, ids, left, recent, history.means(known))
+        tests = {_FAR_OUTSIDE: outside, **groups}
+        rejected = torch.stack(list(tests.values())).any(dim=0)
+        rest = heard & ~rejected
+        if 2 * int(rest.sum()) < int(heard.sum()) and not credible(m, e, rest, rejected):
             tests, rejected, unusual = {_FAR_OUTSIDE: outside}, outside, torch.zeros_like(heard)
         middle, spread = center(e, rejected)
         usual = max(_LEAST_USUAL, middle + _USUAL_DEVIATIONS * spread)
@@ -196,7 +192,6 @@ class Sieve:
         left: Bool[Tensor, " n"],
         recent: Float64[Tensor, "r f"],
         means: tuple[Int[Tensor, " k"], Float64[Tensor, "k f"]],
-        strict: bool,
     ) -> tuple[dict[str, Bool[Tensor, " n"]], Bool[Tensor, " n"]]:
         """Clients in large groups that stand apart, by test, and clients in small ones.
 
@@ -207,8 +202,6 @@ class Sieve:
             left: Those among whom groups are looked for, [n].
             recent: Their evidence, then that of clients of rounds before, [r, f].
             means: Clients that are remembered, [k], and their mean evidence, [k, f].
-            strict: Whether most clients may be rejected: by twice the evidence, and not for length, which is that of
-                all where the model knows the root data by heart.
         """
         tests, unusual, count = {}, torch.zeros_like(left), int(left.sum())
         names, average = means
@@ -217,10 +210,8 @@ class Sieve:
         for k, name in GROUPED.items():
             if not e.trusted and (k not in (JOINT, LENGTH) or (k == JOINT and not complete)):
                 continue
-            if strict and k == LENGTH:
-                continue
             # no reference of any class is longer than 0 in length, and none of the others is so far from what is usual
-            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted and not strict else 2)
+            least = self.least_evidence * (0.5 if k == LENGTH else 1 if e.trusted else 2)
             here = torch.zeros_like(left)
             for values in (e.columns[left, k], *([recent[:, k]] if len(ids) < _FEW else [])):
                 large, small = separate_groups(values, least, self.minority)
