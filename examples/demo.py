@@ -59,7 +59,8 @@ def main() -> None:
         f"attacker's mark are read as the attacker's digit in {backdoor['mean']} of cases under mean, "
         f"{backdoor['skymask']} under skymask and {backdoor['sieve']} under sieve."
     )
-    accuracy_over_rounds(runs, PICTURE)
+    seeds = {attack: {d: [records] for d, records in lines.items()} for attack, lines in runs.items()}
+    accuracy_over_rounds(seeds, PICTURE)
     console.print(f"\nAccuracy over rounds: {PICTURE}    ({time.perf_counter() - start:.0f} seconds)")
 
 
