@@ -40,8 +40,8 @@ def play_all(
         seconds = sum(sum(record.seconds.values()) for record in records)
         found[name] = {**summary, "error": errors[experiment.key], "seconds": seconds}
     failed = {name: cell["error"] for name, cell in found.items() if cell["error"]}
-    for name, error in failed.items():
-        print(f"{' '.join(name)}: {error}")
+    for name, why in failed.items():
+        print(f"{' '.join(name)}: {why}")
     slow = sorted(found, key=lambda name: -found[name]["seconds"])[:3]
     print(f"{len(found)} runs, {len(failed)} without a result; slowest:", end=" ")
     print(", ".join(f"{' '.join(name)} {found[name]['seconds']:.0f} s" for name in slow))

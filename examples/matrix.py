@@ -5,6 +5,7 @@ may simulate the defense. Writes docs/results/digits-matrix.csv and the tables o
 """
 
 import argparse
+from typing import Any
 
 from grid import OUT, Cell, play_all, rate, read_numbers, replace_tables, table, write_numbers
 
@@ -30,7 +31,9 @@ def main() -> None:
     usual |= {"rounds": options.rounds, "seed": options.seed, "knows_defense": True}
     numbers, heads = OUT / "digits-matrix.csv", ("attack", "defense")
     if not options.tables_only:
-        jobs = {(a, d): {**usual, "attack": a, "defense": d} for a in attacks for d in defenses}
+        jobs: dict[tuple[str, ...], dict[str, Any]] = {
+            (a, d): {**usual, "attack": a, "defense": d} for a in attacks for d in defenses
+        }
         write_numbers(numbers, heads, play_all(jobs, options.processes))
     cells = read_numbers(numbers, heads)
 
