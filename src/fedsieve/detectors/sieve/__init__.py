@@ -126,12 +126,12 @@ class Sieve:
         weights, missing = influence.weigh(m, e, ~found.rejected, limited, found.rounds, found.doubt)
         update = influence.combine(x, limited, weights, missing, m, found.gradient, references)
         notes, lately = [], Lately.of(view.state or {})
-        factor = 1.0
-        if e.trusted and bool(weights.any()):  # a wrong root must not stop the training
-            update, factor, lately = guide(update, references, root, params, view.generator, e.fit, lately)
-        elif bool(weights.any()):
-            update, factor, lately = steady(update, root, params, lately)
-        notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
+        if bool(weights.any()):
+            if e.trusted:  # a wrong root must not stop the training
+                update, factor, lately = guide(update, references, root, params, view.generator, e.fit, lately)
+            else:
+                update, factor, lately = steady(update, root, params, lately)
+            notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")
         return Aggregate(

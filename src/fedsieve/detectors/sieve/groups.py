@@ -82,7 +82,7 @@ def credible(m: Measurements, e: Evidence, rest: Bool[Tensor, " n"], others: Boo
     """
     if not e.columns[rest, 0].mean() > _COPIED:
         return False
-    alike = m.residual_cosines.clamp(min=0).square()
+    alike = m.alike
 
     def among(chosen: Tensor) -> float:
         pairs, k = alike[chosen][:, chosen], int(chosen.sum())

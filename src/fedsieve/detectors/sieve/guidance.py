@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -102,10 +103,7 @@ def guide(
         1/64; and what is known in the next round.
     """
     held = references.held_out[: references.n_balanced]
-
-    def losses(steps: Float[Tensor, "k p"]) -> list[float]:
-        return losses_after(steps, root, params)
-
+    losses = partial(losses_after, root=root, params=params)
     steps = projected(update, held, slopes_of_classes(root, params, len(update), generator), fit)
     aside = lately.too_long > _OFTEN
     if aside:
@@ -138,9 +136,10 @@ def steady(
     Returns:
         The step, the factor it was shortened by, and what is known in the next round.
     """
-    before, after = losses_after(torch.stack([torch.zeros_like(update), update]), root, params)
+    losses = partial(losses_after, root=root, params=params)
+    before, after = losses(torch.stack([torch.zeros_like(update), update]))
     most = lately.most(before)
-    step, factor = halved(update, after, most, most, lambda steps: losses_after(steps, root, params))
+    step, factor = halved(update, after, most, most, losses)
     return step, factor, lately.then(before)
 
 

@@ -97,7 +97,7 @@ def weigh(
     others = counted.double()
     apart = counted & (limited.scale > 0)
     if apart.any():
-        alike = m.residual_cosines.clamp(min=0).square()
+        alike = m.alike
         similar = 1 + (alike * apart).sum(dim=1) - alike.diagonal() * apart
         most = _ALIKE * torch.quantile(similar[apart], _USUAL)
         others = others * torch.where(apart, (most / similar).clamp(max=1).square(), 1)

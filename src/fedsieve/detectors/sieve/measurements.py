@@ -60,6 +60,11 @@ class Measurements:
         inner = self.inner - self.coordinates @ self.coordinates.T
         return (inner / scale[:, None] / scale).clamp(-1, 1) * (self.length > 0)
 
+    @property
+    def alike(self) -> Float64[Tensor, "n n"]:
+        """How much of each residual every other one is: squared cosines, 0 where they point apart."""
+        return self.residual_cosines.clamp(min=0).square()
+
 
 def measure(x: Float[Tensor, "n p"], gradients: Float[Tensor, "2 p"], references: ReferenceUpdates) -> Measurements:
     """Measure all clients. Everything follows from lengths and cosines; the result is on the CPU.
