@@ -1,6 +1,7 @@
 """How long the command line takes before anything is computed."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from harness import Figure, Measured, clock, in_turn, seconds
 
 from fedsieve import RunDirectory
 
+# With bytecode kept, as on a user's machine: without it every start compiles all of the package's files.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 _RUN = ("run", "--dataset", "digits", "--clients", "10", "--rounds", "1", "--defense", "mean", "--quiet", "--json")
 
 
@@ -38,20 +41,23 @@ def measure(small: bool) -> Measured:
     shown = f"{own / times.of('torch'):.1f} x importing torch ({seconds(times.of('torch'))})"
     figures.append(Figure("fedsieve run without its rounds", seconds(own), "overhead", own, shown))
     return Measured(
-        figures, notes=[f"Processes of their own, {times.repeats} of each; the run: fedsieve {' '.join(_RUN)}."]
+        figures,
+        notes=[
+            f"Processes of their own with bytecode kept, {times.repeats} of each; the run: fedsieve {' '.join(_RUN)}."
+        ],
     )
 
 
 def command(*arguments: str) -> str:
     """What a command of fedsieve prints."""
     return subprocess.run(
-        [sys.executable, "-m", "fedsieve", *arguments], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "fedsieve", *arguments], check=True, capture_output=True, text=True, env=_ENVIRONMENT
     ).stdout
 
 
 def python(code: str) -> None:
     """Run some code in a Python of its own."""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=_ENVIRONMENT)
 
 
 def overhead() -> float:

@@ -30,7 +30,7 @@ def test_same_as_before(name: str) -> None:
         # another processor's rounding is amplified a little over rounds
         for key in ("weights", "scores"):
             assert (now[key] is None) == (before[key] is None)
-            assert now[key] is None or now[key] == pytest.approx(before[key], rel=1e-3, abs=1e-4), key
+            assert now[key] is None or now[key] == pytest.approx(before[key], rel=1e-2, abs=1e-4), key
         for key in ("update_norm", "test_loss"):
             assert now[key] == pytest.approx(before[key], rel=1e-3), key
         assert now["test_accuracy"] == pytest.approx(before["test_accuracy"], abs=0.01)

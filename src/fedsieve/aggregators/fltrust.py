@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fedsieve.core.defense import Aggregate, ServerView, Updates
@@ -35,12 +35,15 @@ def fltrust(x: Float[Tensor, "n d"], root_update: Float[Tensor, " d"]) -> Float[
     >>> fltrust(torch.tensor([[0.0, 2.0], [9.0, 0.0], [-93.0, 0.0]]), torch.tensor([1.0, 1.0]))
     tensor([0.7071, 0.7071])
     """
-    return rescaled_mean(x, shares(trust_scores(x, root_update)), root_update)
+    lengths = row_norms(x)
+    return rescaled_mean(x, lengths, shares(trust_scores(x, lengths, root_update)), root_update)
 
 
-def trust_scores(x: Float[Tensor, "n d"], root: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+def trust_scores(
+    x: Float[Tensor, "n d"], lengths: Float64[Tensor, " n"], root: Float[Tensor, " d"]
+) -> Float[Tensor, " n"]:
     """ReLU of each row's cosine to ``root``, [n]; 0 for a row of zeros. In float64, where no float32 row overflows."""
-    lengths, length = row_norms(x), row_norms(root[None])
+    length = row_norms(root[None])
     dots = inner_products(x, root, type_of_products(x, torch.cat([lengths, length])))
     norms = lengths * length  # inf for a float64 row whose square overflows, which gets no trust
     return torch.where((norms > 0) & norms.isfinite(), dots / norms, 0).clamp(min=0).to(x.dtype)
@@ -53,10 +56,10 @@ def shares(trust: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def rescaled_mean(
-    x: Float[Tensor, "n d"], weights: Float[Tensor, " n"], root: Float[Tensor, " d"]
+    x: Float[Tensor, "n d"], lengths: Float64[Tensor, " n"], weights: Float[Tensor, " n"], root: Float[Tensor, " d"]
 ) -> Float[Tensor, " d"]:
     """Weighted mean of the rows, each scaled to the norm of ``root``; rows of weight 0 are left out."""
-    return weighted_sum(x, torch.where(weights > 0, weights.double() * row_norms(root[None]) / row_norms(x), 0))
+    return weighted_sum(x, torch.where(weights > 0, weights.double() * row_norms(root[None]) / lengths, 0))
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class FLTrust:
         if view.root is None:
             raise MissingDataError("fltrust needs root data, and the server has none")
         x, p, root = updates.parameters, updates.layout.n_parameters, view.root.update()
-        trust = trust_scores(x, root[:p])
+        lengths = row_norms(x)
+        trust = trust_scores(x, lengths, root[:p])
         weights = shares(trust)
-        return Aggregate(rescaled_mean(x, weights, root[:p]), weights, scores=1 - trust)
+        return Aggregate(rescaled_mean(x, lengths, weights, root[:p]), weights, scores=1 - trust)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.linalg import blank
 from fedsieve.core.loss import LossName
 from fedsieve.core.seeding import stream
 from fedsieve.federation.batches import Batches
@@ -137,7 +138,7 @@ class Trainer:
         """
         ids, data = list(clients), [clients[i] for i in clients]
         plans = [self._plan(i, len(own.y), round) for i, own in zip(ids, data, strict=True)]
-        result = params.new_empty(len(ids), len(params))  # memory that is not touched costs nothing
+        result = blank(len(ids) * len(params), params).view(len(ids), len(params))  # free until it is touched
         # clients with equal batch sizes side by side, so that a chunk needs few separate computations
         order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
         start = 0

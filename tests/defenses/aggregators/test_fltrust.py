@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedsieve.aggregators.fltrust import FLTrust, fltrust, trust_scores
 from fedsieve.core.defense import Aggregate
 from fedsieve.core.errors import MissingDataError
+from fedsieve.core.linalg import row_norms
 
 VALUES = st.floats(-100, 100, allow_subnormal=False).map(lambda v: round(v, 3))
 
@@ -70,11 +71,12 @@ def test_as_published(make: SimpleNamespace, case: tuple[list[list[float]], list
 class TestTrust:
     def test_by_hand(self) -> None:
         x = torch.tensor([[3.0, 4], [4, 3], [-4, 3], [-3, -4], [0, 0], [8, 6]], dtype=torch.float64)
-        found = trust_scores(x, torch.tensor([3.0, 4], dtype=torch.float64)).tolist()
+        found = trust_scores(x, row_norms(x), torch.tensor([3.0, 4], dtype=torch.float64)).tolist()
         assert found == pytest.approx([1, 0.96, 0, 0, 0, 0.96])  # (-4, 3) is orthogonal
 
     def test_zero_root(self) -> None:
-        assert trust_scores(torch.ones(2, 3), torch.zeros(3)).tolist() == [0, 0]
+        x = torch.ones(2, 3)
+        assert trust_scores(x, row_norms(x), torch.zeros(3)).tolist() == [0, 0]
 
     def test_length_does_not_count(self, make: SimpleNamespace) -> None:
         short, long = [[1.0, 2.0], [2.0, 1.0]], [[1e6, 2e6], [2e-6, 1e-6]]

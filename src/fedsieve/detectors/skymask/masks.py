@@ -9,14 +9,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.core.defense import Root
 from fedsieve.core.layout import Layout
-from fedsieve.core.linalg import column_blocks
+from fedsieve.core.linalg import blank, column_blocks
 from fedsieve.core.loss import LossName
 from fedsieve.detectors.skymask.fused import fused_step, is_fused
 
@@ -95,8 +94,8 @@ def train_blocks(
     """
     fused, n, device = is_fused(candidates[0]), sum(map(len, candidates)), global_params.device
     blocks = [slice(0, len(global_params))] if fused else list(column_blocks(candidates[0]))
-    updates, masks = blank(n, blocks, global_params), blank(n, blocks, global_params)
-    gates = [] if fused else blank(n, blocks, global_params)
+    updates, masks = in_blocks(n, blocks, global_params), in_blocks(n, blocks, global_params)
+    gates = [] if fused else in_blocks(n, blocks, global_params)
     for block, x, m in zip(blocks, updates, masks, strict=True):
         torch.cat([rows[:, block] for rows in candidates], out=x)
         m.fill_(1)
@@ -132,13 +131,9 @@ def train_blocks(
     return masks, int(steps)
 
 
-def blank(n: int, blocks: Sequence[slice], like: Float[Tensor, " d"]) -> list[Float[Tensor, "n _"]]:
-    """A matrix in blocks of columns, each contiguous; not filled.
-
-    On a CPU it is numpy's memory: numpy asks for huge pages, with which mask training takes a sixth less time.
-    """
-    size, on_cpu = n * len(like), like.device.type == "cpu"
-    flat = torch.from_numpy(np.empty(size, like.numpy().dtype)) if on_cpu else like.new_empty(size)
+def in_blocks(n: int, blocks: Sequence[slice], like: Float[Tensor, " d"]) -> list[Float[Tensor, "n _"]]:
+    """A matrix in blocks of columns, each contiguous; not filled."""
+    flat = blank(n * len(like), like)
     return [flat[n * block.start : n * block.stop].view(n, -1) for block in blocks]
 
 
