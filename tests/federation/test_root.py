@@ -137,6 +137,9 @@ class TestTrain:
         root.train([root.data]).zero_()
         assert torch.equal(root.update(), first)
         assert first.any()
+        kept = first.clone()
+        first.zero_()  # what was trained itself: then it is trained again
+        assert torch.equal(root.update(), kept)
 
     def test_round_and_seed_decide_the_batches(self) -> None:
         root = made_root("mlp")

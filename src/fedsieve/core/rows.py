@@ -1,4 +1,6 @@
-"""Rows of two matrices as one."""
+"""Rows put together, copied only where that has to be."""
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,3 +21,13 @@ def both(first: Float[Tensor, "m d"], second: Float[Tensor, "b d"]) -> Float[Ten
     if follows and whole is not None and whole is second._base and first.is_contiguous() and second.is_contiguous():
         return whole.as_strided((m + len(second), d), (d, 1), first.storage_offset())
     return torch.cat([first, second])
+
+
+def stacked(rows: Sequence[Float[Tensor, " d"]]) -> Float[Tensor, "k d"]:
+    """At least one row as a matrix; a view of one alone.
+
+    >>> row = torch.tensor([1.0, 2.0])
+    >>> stacked([row]).data_ptr() == row.data_ptr(), stacked([row, row]).shape
+    (True, torch.Size([2, 2]))
+    """
+    return torch.stack(list(rows)) if len(rows) > 1 else rows[0][None]

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import blank
 from fedsieve.core.loss import LossName
+from fedsieve.core.memory import Memory
+from fedsieve.core.rows import stacked
 from fedsieve.core.seeding import stream
 from fedsieve.federation.batches import Batches
 from fedsieve.models.convolution import ByClient
@@ -32,8 +33,7 @@ from fedsieve.models.forward import seeded
 from fedsieve.models.losses import LOSSES
 from fedsieve.models.precision import Precision, computed_in
 
-# On a CPU, the weights of one chunk stay in its cache; on a GPU a chunk takes what memory there is.
-_CPU_CHUNK_FLOATS = 1 << 21
+_CPU_CHUNK_FLOATS = 1 << 21  # the weights of one chunk stay in a CPU's cache; on a GPU it takes what memory there is
 # On a CPU, batches of so few samples are not worth a pass of their own: clients that start from one model share it.
 _FEW_SAMPLES, _SHARED_FLOATS = 4, 1 << 25
 
@@ -118,6 +118,7 @@ class Trainer:
     seed: int
     vectorize: bool | None = None
     _gpu_chunk: int | None = field(default=None, init=False, repr=False)
+    _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
     _ahead: dict[tuple[int, int, int], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def updates(
@@ -133,42 +134,42 @@ class Trainer:
             params: The global model, [d].
             clients: Data by client id; the id decides the client's random numbers.
             round: Counts from 0; decides them too.
-            personal: By client id, the values of the BatchNorm coordinates from which it starts, instead of those of
-                ``params``.
+            personal: By client id, the BatchNorm values from which it starts, instead of those of ``params``.
         """
         ids, data = list(clients), [clients[i] for i in clients]
         plans = [self._plan(i, len(own.y), round) for i, own in zip(ids, data, strict=True)]
-        result = blank(len(ids) * len(params), params).view(len(ids), len(params))  # free until it is touched
+        result = self._memory.blank(len(ids), params)
         # clients with equal batch sizes side by side, so that a chunk needs few separate computations
         order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
-        start = 0
-        while start < len(order):
-            rows = order[start : start + self._chunk(params, len(order))]
+        while order:
+            rows = order[: self._chunk(params, len(order))]
             if personal is None and self.shares(params.device):
-                few = list(takewhile(lambda k: plans[k] and len(plans[k][0]) <= _FEW_SAMPLES, order[start:]))
+                few = list(takewhile(lambda k: plans[k] and len(plans[k][0]) <= _FEW_SAMPLES, order))
                 rows = few[: max(1, _SHARED_FLOATS // len(params))] or rows
-            begin = params.repeat(len(rows), 1)
+            place = slice(rows[0], rows[0] + len(rows))
+            adjacent = rows == list(
+                range(place.start, place.stop)
+            )  # trained where they are wanted, others copied there
+            begin = (result[place] if adjacent else params.new_empty(len(rows), len(params))).copy_(params)
             if personal is not None:
                 begin[:, self.model.normalisation] = torch.stack([personal[ids[k]] for k in rows])
             members = [ids[k] for k in rows]
+            batched = len(rows) > 1 or self.vectorized(params.device)  # for what is drawn where nothing should be
             try:
-                # for what is drawn where nothing should be, in a computation of several clients
-                with seeded(self._draws(members[0], round, 0), params.device):
+                with seeded(self._draws(members[0], round, 0), params.device) if batched else nullcontext():
                     local = self._train(begin, [data[k] for k in rows], [plans[k] for k in rows], members, round)
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
                 self._gpu_chunk = len(rows) // 2
                 continue
-            if rows == list(range(len(ids))):
-                result = local.sub_(params)  # no copy
-            else:
-                result[rows] = local.sub_(params)
-            start += len(rows)
+            local.sub_(params)
+            if local is not begin or not adjacent:
+                result[rows] = local
+            order = order[len(rows) :]
         if params.device.type == "cuda":  # which computes while the CPU draws the batches that are probably next
-            self._ahead.clear()
-            for i, own in zip(ids, data, strict=True):
-                self._ahead[round + 1, i, len(own.y)] = self._plan(i, len(own.y), round + 1)
+            sizes = zip(ids, [len(own.y) for own in data], strict=True)
+            self._ahead = {(round + 1, *of): self._plan(*of, round + 1) for of in sizes}
         return result
 
     def _plan(self, client: int, n_samples: int, round: int) -> list[Int[Tensor, " _"]]:
@@ -225,8 +226,7 @@ class Trainer:
                     at = at[:1].expand_as(at)  # the model that all start from
                 gradients, statistics = self._gradients(at, x, y, [ids[k] for k in members], round, step)
                 if s.clip_norm is not None:
-                    norms = gradients.norm(dim=1, keepdim=True)
-                    gradients = gradients * (s.clip_norm / (norms + 1e-6)).clamp(max=1)
+                    gradients = gradients * (s.clip_norm / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
                 if s.clip_value is not None:
                     gradients = gradients.clamp(-s.clip_value, s.clip_value)
                 if s.proximal:
@@ -236,7 +236,7 @@ class Trainer:
                 if s.momentum:
                     velocity = torch.zeros_like(local[:, :n_parameters]) if velocity is None else velocity
                     velocity[rows] = gradients = s.momentum * velocity[rows] + gradients
-                local[rows, :n_parameters] -= s.learning_rate * gradients
+                local[rows, :n_parameters] -= gradients.mul_(s.learning_rate)
                 local[rows, n_parameters:] = statistics
         return local
 
@@ -259,7 +259,8 @@ class Trainer:
             except ParameterError as error:
                 who = f"client {client}" if client >= 0 else "the root data"
                 raise ParameterError(f"{error}, of {who} in round {round}") from error
-        return torch.stack([gradient for gradient, _ in rows]), torch.stack([moved for _, moved in rows])
+        gradients, moved = zip(*rows, strict=True)
+        return stacked(gradients), stacked(moved)
 
     def together(
         self, local: Float[Tensor, "c d"], x: Tensor, y: Int[Tensor, "c b"]

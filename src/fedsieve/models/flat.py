@@ -7,8 +7,7 @@ running statistics of layers that don't train (:mod:`fedsieve.models.normalisati
 
 Training normalises with the statistics of the batch and updates the running ones. :meth:`FlatModel.gradient`
 normalises in the same way, but leaves the running statistics unchanged; their gradient is 0. Evaluation normalises with
-the running statistics. So does training in a layer that gets a single value per channel (one sample, one pixel), which
-has no variance.
+the running statistics. So does training in a layer that gets one value per channel (a sample of a pixel): no variance.
 
 Outputs follow from the vector, the samples and a seed: what a forward pass writes to a buffer or to an attribute is
 undone after it, and random numbers (torch's, numpy's and Python's) start from the seed.
@@ -28,6 +27,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fedsieve.core.errors import FedSieveError, ParameterError
 from fedsieve.core.layout import Layout
 from fedsieve.core.loss import Loss
+from fedsieve.core.rows import stacked
 from fedsieve.models.forward import channels_last, copied, logits_of, reason, seeded, tensors_of, tied, unfit, untouched
 from fedsieve.models.losses import LOSSES
 from fedsieve.models.normalisation import NORMS, prepare
@@ -221,7 +221,7 @@ class FlatModel:
                     value = (self._trained(leaves, statistics, self.arrange(x[used]))[0] * slope[used]).sum()
             gradients = torch.autograd.grad(value, tensors, retain_graph=k < len(values), materialize_grads=True)
             rows.append(torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in gradients]))
-        return torch.stack([value.detach() for value in values]), torch.stack(rows), moved
+        return torch.stack([value.detach() for value in values]), stacked(rows), moved
 
     def _run(self, work: Callable[[], T], x: Tensor, seed: int, what: str, precision: Precision = "float32") -> T:
         """The result of ``work``, with generators that start from ``seed``; errors of the module in one line."""
