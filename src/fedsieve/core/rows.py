@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -23,8 +23,8 @@ def both(first: Float[Tensor, "m d"], second: Float[Tensor, "b d"]) -> Float[Ten
     return torch.cat([first, second])
 
 
-def stacked(rows: Sequence[Float[Tensor, " d"]]) -> Float[Tensor, "k d"]:
-    """At least one row as a matrix; a view of one alone.
+def stacked(rows: Sequence[Shaped[Tensor, "*shape"]]) -> Shaped[Tensor, "k *shape"]:
+    """At least one row as a matrix, or tensors of one shape as one more dimension; a view of one alone.
 
     >>> row = torch.tensor([1.0, 2.0])
     >>> stacked([row]).data_ptr() == row.data_ptr(), stacked([row, row]).shape

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fedsieve.core.rows import stacked
+
 Samples = tuple[Tensor, Tensor]  # samples [k, ...] and their classes [k]
 
 
@@ -18,7 +20,7 @@ class Batches:
         clients: Samples and classes of each client.
         pool: On a GPU, all of them, one client after another, so that one operation takes the batches of all clients;
             copying them costs less than an operation a client.
-        starts: Where each client's samples start in the pool, [c].
+        starts: Where each client's samples start in the pool, [c]; empty without one.
     """
 
     clients: Sequence[Samples]
@@ -28,10 +30,10 @@ class Batches:
     @classmethod
     def of(cls, clients: Sequence[Samples]) -> "Batches":
         """The data of these clients, at least one."""
-        starts = torch.tensor([0, *(len(y) for _, y in clients[:-1])]).cumsum(0)
         if clients[0][0].device.type != "cuda" or len(clients) == 1:
-            return cls(clients, None, starts)
+            return cls(clients, None, torch.empty(0, dtype=torch.long))
         x, y = zip(*clients, strict=True)
+        starts = torch.tensor([0, *map(len, y[:-1])]).cumsum(0)
         return cls(clients, (torch.cat(x), torch.cat(y)), starts)
 
     def take(self, members: Sequence[int], rows: Sequence[Int[Tensor, " b"]]) -> Samples:
@@ -47,5 +49,5 @@ class Batches:
             return x[index], y[index]
         own = [self.clients[k] for k in members]
         at = [row.to(x.device) for row, (x, _) in zip(rows, own, strict=True)]
-        x = torch.stack([x[row] for (x, _), row in zip(own, at, strict=True)])
-        return x, torch.stack([y[row] for (_, y), row in zip(own, at, strict=True)])
+        x = stacked([x[row] for (x, _), row in zip(own, at, strict=True)])
+        return x, stacked([y[row] for (_, y), row in zip(own, at, strict=True)])
