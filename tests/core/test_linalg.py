@@ -30,14 +30,6 @@ class TestColumnBlocks:
         assert widths == [1024, 1024, 452]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [0, 1, 1000])
-def test_blank_memory(dtype: torch.dtype, size: int) -> None:
-    found = linalg.blank(size, torch.ones(2, dtype=dtype))
-    assert (found.shape, found.dtype) == ((size,), dtype)
-    assert found.fill_(3).tolist() == [3] * size
-
-
 class TestUniformWeights:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_share(self, dtype: torch.dtype) -> None:

@@ -138,8 +138,14 @@ class TestTrain:
         assert torch.equal(root.update(), first)
         assert first.any()
         kept = first.clone()
-        first.zero_()  # what was trained itself: then it is trained again
+        first.zero_()
         assert torch.equal(root.update(), kept)
+        fresh = made_root("mlp")
+        fresh.update().numpy()[:] = 0  # which no tensor's version tells of
+        assert torch.equal(fresh.update(), kept)
+        other = made_root("mlp")
+        other.train([other.data]).zero_()  # what was trained itself: then it is trained again
+        assert torch.equal(other.update(), kept)
 
     def test_round_and_seed_decide_the_batches(self) -> None:
         root = made_root("mlp")

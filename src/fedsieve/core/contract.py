@@ -150,10 +150,10 @@ class _ReadOnlyRoot:
         return gradients(self.root, flat, wanted)
 
     def update(self) -> Float[Tensor, " d"]:
-        return self.root.update()
+        return self.root.update().clone()
 
     def train(self, datasets: Any, /) -> Float[Tensor, "k d"]:
-        return self.root.train(datasets)
+        return self.root.train(datasets).clone()
 
 
 def _check_type(name: str, found: Any, wanted: type) -> None:

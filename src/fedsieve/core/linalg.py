@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from fedsieve.core.errors import ParameterError
+from fedsieve.core.memory import blank
 
 # Two float32 blocks of this size fit a core's cache, so that a sequence of elementwise steps reads memory once.
 _BLOCK_BYTES = 1 << 21
@@ -21,7 +21,6 @@ _ORDINARY = 1e15
 # Distances are computed again in float64 where their square is less than this share of the two rows' squares together.
 CANCELS = 1 / 16
 _ALL = slice(None)
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def column_blocks(x: Shaped[Tensor, "n d"], most: int = (1 << 24) - 1) -> Iterator[slice]:
@@ -41,17 +40,6 @@ def room_for_blocks(x: Shaped[Tensor, "n d"], k: int) -> Shaped[Tensor, "k n w"]
     The operating system clears memory that is allocated anew, which takes longer than most elementwise steps.
     """
     return x.new_empty(k, len(x), max((block.stop - block.start for block in column_blocks(x)), default=0))
-
-
-def blank(size: int, like: Tensor) -> Shaped[Tensor, " _"]:
-    """Memory for that many numbers of the type of ``like`` and beside it; not filled.
-
-    On a CPU it is numpy's, which asks for huge pages: the operating system clears a large matrix in a third of the
-    time.
-    """
-    if like.device.type == "cpu" and like.dtype in _NUMPY:
-        return torch.from_numpy(np.empty(size, _NUMPY[like.dtype]))
-    return like.new_empty(size)
 
 
 def uniform_weights(rows: Bool[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
@@ -147,7 +135,7 @@ def clip_factors(norms: Float64[Tensor, " n"], bound: float) -> Float64[Tensor, 
 def scaled_rows(x: Float[Tensor, "n d"], factors: Float64[Tensor, " n"]) -> Float[Tensor, "n d"]:
     """The rows times their factors, a new tensor."""
     if many_columns(x) and factors.min() > 1e-30:
-        return torch.mul(x, factors.to(x.dtype)[:, None], out=blank(x.numel(), x).view(x.shape))
+        return torch.mul(x, factors.to(x.dtype)[:, None], out=blank(x.shape, x))
     scaled = torch.empty_like(x)
     for block in column_blocks(x):  # in float64: float32 may not hold the factor even where it holds the product
         scaled[:, block] = x[:, block].double() * factors[:, None]

@@ -138,7 +138,7 @@ class Trainer:
         """
         ids, data = list(clients), [clients[i] for i in clients]
         plans = [self._plan(i, len(own.y), round) for i, own in zip(ids, data, strict=True)]
-        result = self._memory.blank(len(ids), params)
+        result = self._memory.blank((len(ids), len(params)), params)
         # clients with equal batch sizes side by side, so that a chunk needs few separate computations
         order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
         while order:
@@ -147,9 +147,8 @@ class Trainer:
                 few = list(takewhile(lambda k: plans[k] and len(plans[k][0]) <= _FEW_SAMPLES, order))
                 rows = few[: max(1, _SHARED_FLOATS // len(params))] or rows
             place = slice(rows[0], rows[0] + len(rows))
-            adjacent = rows == list(
-                range(place.start, place.stop)
-            )  # trained where they are wanted, others copied there
+            # trained where they are wanted, if they are side by side there
+            adjacent = rows == list(range(place.start, place.stop))
             begin = (result[place] if adjacent else params.new_empty(len(rows), len(params))).copy_(params)
             if personal is not None:
                 begin[:, self.model.normalisation] = torch.stack([personal[ids[k]] for k in rows])

@@ -122,10 +122,14 @@ class RootClient:
 
     def update(self) -> Float[Tensor, " d"]:
         """The update of a client that trains on the root data, with the random numbers of client -1."""
-        return self.train([self.data])[0]
+        return self.train([self.data])[0].clone()
 
     def train(self, datasets: Sequence[tuple[Tensor, Int[Tensor, " _"]]], /) -> Float[Tensor, "k d"]:
-        """One update per dataset, trained with the random numbers of client -1 - k for dataset k."""
+        """One update per dataset, trained with the random numbers of client -1 - k for dataset k.
+
+        The first call for some datasets gives out what it keeps: they are large. After a write to it they are trained
+        again; one through numpy goes unseen, so copy before such a write.
+        """
         sizes = [tuple(x.shape) for x, _ in datasets]
         given = [torch.cat(parts) for parts in zip(*datasets, strict=True)]
         for known, before, found, version in self._last:

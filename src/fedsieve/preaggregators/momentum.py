@@ -23,7 +23,8 @@ from torch import Tensor
 from fedsieve.core.defense import PreAggregated, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import blank, column_blocks
+from fedsieve.core.linalg import column_blocks
+from fedsieve.core.memory import blank
 from fedsieve.core.traits import Traits
 
 _MOST = 20  # vectors kept for each client of the largest round
@@ -57,7 +58,7 @@ def momentum(
 
 def blended(x: Float[Tensor, "n d"], past: Float[Tensor, "n d"], beta: float) -> Float[Tensor, "n d"]:
     """``beta past + (1 - beta) x``, a new tensor."""
-    result = torch.mul(past, beta, out=blank(x.numel(), past).view(x.shape))
+    result = torch.mul(past, beta, out=blank(past.shape, past))
     return result.add_(x, alpha=1 - beta)  # not lerp, which takes differences: they may overflow
 
 

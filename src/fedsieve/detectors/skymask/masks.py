@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fedsieve.core.defense import Root
 from fedsieve.core.layout import Layout
-from fedsieve.core.linalg import blank, column_blocks
+from fedsieve.core.linalg import column_blocks
 from fedsieve.core.loss import LossName
+from fedsieve.core.memory import blank
 from fedsieve.detectors.skymask.fused import fused_step, is_fused
 
 # The published code looks at the loss once, after this step, and stops there if it fell by less than this.
@@ -133,7 +134,7 @@ def train_blocks(
 
 def in_blocks(n: int, blocks: Sequence[slice], like: Float[Tensor, " d"]) -> list[Float[Tensor, "n _"]]:
     """A matrix in blocks of columns, each contiguous; not filled."""
-    flat = blank(n * len(like), like)
+    flat = blank((n * len(like),), like)
     return [flat[n * block.start : n * block.stop].view(n, -1) for block in blocks]
 
 
