@@ -31,8 +31,9 @@ def batch(k: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class TestForward:
-    def test_against_each_text_alone_without_padding(self) -> None:
-        module, (x, _) = built().double(), batch()
+    @pytest.mark.parametrize("k", [1, 8, 70, 300])  # computed in one, one, two and eight parts
+    def test_against_each_text_alone_without_padding(self, k: int) -> None:
+        module, (x, _) = built().double(), batch(k)
         for ids, logits in zip(x, module(x), strict=True):
             outputs, (last, _) = module.lstm(module.embedding(ids[ids > 0].unsqueeze(0)))  # type: ignore[operator]
             torch.testing.assert_close(module.fc(last[-1])[0], logits)  # type: ignore[operator]
@@ -44,6 +45,9 @@ class TestForward:
 
     def test_only_padding_is_allowed(self) -> None:
         assert built()(torch.zeros(2, 5, dtype=torch.long)).isfinite().all()
+
+    def test_no_texts_have_no_logits(self) -> None:
+        assert built()(torch.zeros(0, 5, dtype=torch.long)).shape == (0, 3)
 
     def test_sizes(self) -> None:
         module = LSTM(2, tuple(map(str, range(5000))))
