@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from fedsieve.runs.grid import expand
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -39,3 +42,30 @@ def test_the_demo_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Benign rejected / malicious missed" in done.stdout
     assert (tmp_path / "demo" / "accuracy.png").stat().st_size > 10_000
+
+
+def test_the_grid_on_texts(tmp_path: Path) -> None:
+    """Its 26 cells, and one of them on a small table for a round."""
+    grid = yaml.safe_load((EXAMPLES / "tweets.yaml").read_text())
+    cells = expand(grid)
+    assert {(cell.attack.name, cell.rounds, cell.clients_per_round) for cell in cells} == {
+        ("phrase", 500, 20),
+        ("none", 500, 20),
+    }
+    assert (len(cells), len({cell.defense.name for cell in cells})) == (26, 10)
+    rows = [f"{k % 2}\t{('so good', 'so bad')[k % 2]} i watched it {k}" for k in range(200)]
+    (tmp_path / "few.tsv").write_text("\n".join(rows))
+    small = ("dataset.file=few.tsv", "clients=4", "clients_per_round=2", "malicious=1", "rounds=1", "root.size=6")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "fedsieve", "sweep", str(EXAMPLES / "tweets.yaml")),
+            *(part for setting in small for part in ("--set", setting)),
+            *("--attack", "phrase", "--defense", "mean", "--jobs", "1", "--device", "cpu"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/scores.json"))) == 1
