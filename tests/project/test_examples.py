@@ -1,4 +1,4 @@
-"""The scripts below examples can be imported; the plugin has a test of its own."""
+"""The scripts and the grid below examples; the plugin has a test of its own."""
 
 import subprocess
 import sys
@@ -13,16 +13,16 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
+def python(*arguments: str, cwd: Path) -> str:
+    """What Python prints with these arguments; its exit status is 0."""
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_imports(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import {name}"],
-        cwd=EXAMPLES,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    python("-W", "error", "-c", f"import {name}", cwd=EXAMPLES)
 
 
 def test_scripts_are_found() -> None:
@@ -32,15 +32,8 @@ def test_scripts_are_found() -> None:
 def test_the_demo_to_its_end(tmp_path: Path) -> None:
     """Two rounds of each run, the tables and the picture."""
     short = "import demo; demo.ROUNDS = 2; demo.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); {short}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Benign rejected / malicious missed" in done.stdout
+    printed = python("-c", f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); {short}", cwd=tmp_path)
+    assert "Benign rejected / malicious missed" in printed
     assert (tmp_path / "demo" / "accuracy.png").stat().st_size > 10_000
 
 
@@ -56,16 +49,10 @@ def test_the_grid_on_texts(tmp_path: Path) -> None:
     rows = [f"{k % 2}\t{('so good', 'so bad')[k % 2]} i watched it {k}" for k in range(200)]
     (tmp_path / "few.tsv").write_text("\n".join(rows))
     small = ("dataset.file=few.tsv", "clients=4", "clients_per_round=2", "malicious=1", "rounds=1", "root.size=6")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "fedsieve", "sweep", str(EXAMPLES / "tweets.yaml")),
-            *(part for setting in small for part in ("--set", setting)),
-            *("--attack", "phrase", "--defense", "mean", "--jobs", "1", "--device", "cpu"),
-        ],
+    python(
+        *("-m", "fedsieve", "sweep", str(EXAMPLES / "tweets.yaml")),
+        *(part for setting in small for part in ("--set", setting)),
+        *("--attack", "phrase", "--defense", "mean", "--jobs", "1", "--device", "cpu"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("runs/*/scores.json"))) == 1
