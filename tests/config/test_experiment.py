@@ -140,6 +140,7 @@ CHANGES: list[dict[str, Any]] = [
     {"local": {"proximal": 0.1}},
     {"local": {"batch_norm": "local"}},
     {"local": {"precision": "tf32"}},
+    {"local": {"precision": "bfloat16"}},
     {"server": {"learning_rate": 0.4}},
     {"server": {"weighting": "samples"}},
     {"server": {"weighting": "samples", "weight_cap": 2}},
@@ -165,7 +166,7 @@ CHANGES: list[dict[str, Any]] = [
 class TestKey:
     def test_every_setting_changes_it(self) -> None:
         keys = [Experiment.of(change).key for change in ({}, *CHANGES)]
-        assert len(keys) == len(set(keys)) == 51
+        assert len(keys) == len(set(keys)) == 52
         assert all(len(key) == 12 and set(key) <= set("0123456789abcdef") for key in keys)
 
     def test_every_setting_is_changed_above(self) -> None:

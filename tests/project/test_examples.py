@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedsieve.reproduce.invariant import INVARIANT
 from fedsieve.runs.grid import expand
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -56,3 +57,17 @@ def test_the_grid_on_texts(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert len(list(tmp_path.glob("runs/*/scores.json"))) == 1
+
+
+def test_the_grid_on_images() -> None:
+    """Its 26 cells, with the settings of ``fedsieve reproduce invariant`` but for the precision."""
+    cells = expand(yaml.safe_load((EXAMPLES / "edge-cases.yaml").read_text()))
+    suite = next(suite for suite in INVARIANT if suite.name == "invariant")
+    planned = [
+        experiment
+        for (group, _, _, seed), experiment in suite.plan("paper").cells().items()
+        if group.startswith("cifar10") and seed == 0
+    ]
+    assert len(cells) == len(planned) == 26
+    full = [cell.model_copy(update={"local": cell.local.model_copy(update={"precision": "float32"})}) for cell in cells]
+    assert {cell.key for cell in full} == {cell.key for cell in planned}

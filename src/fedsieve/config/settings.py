@@ -115,7 +115,8 @@ class Local(Frozen):
     ``batch_norm: local`` is FedBN (Li et al., ICLR 2021): every client keeps its own BatchNorm parameters and
     statistics, sends no update of them, and the model is evaluated with the benign clients' mean of them.
 
-    ``precision`` is that of the clients' and the server's local training alone; ``tf32`` needs a GPU.
+    ``precision`` is that of the clients' and the server's local training alone; ``tf32`` needs a GPU,
+    ``bfloat16`` a CPU.
     """
 
     off: ClassVar[Mapping[str, Any]] = {"precision": "float32"}

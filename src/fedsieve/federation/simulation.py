@@ -108,7 +108,7 @@ class Simulation:
         model, params = build_model(e, data)
         params = params.to(device)
         check_layout(attack, model.layout)
-        check_precision(e.local.precision, device)
+        check_precision(e.local.precision, device, params.dtype)
         settings = LocalTraining(**e.local.model_dump(exclude={"batch_norm"}, exclude_none=True))
         # a root model takes as many steps as a client does, however few samples it has for them
         root_settings = settings.as_many_steps(holdings.middle_sizes)
