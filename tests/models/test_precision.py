@@ -88,14 +88,13 @@ def test_a_run_in_bfloat16_learns() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("outside", [False, True])
 def test_what_is_set_outside_does_not_matter(outside: bool) -> None:
-    device = GPU
-    a = torch.randn(300, 300, device=device)
+    a = torch.randn(300, 300, device=GPU)
     exact = (a.double() @ a.double()).float()
     torch.backends.cuda.matmul.allow_tf32 = outside
     try:
-        with computed_in("float32", device):
+        with computed_in("float32", GPU):
             full = a @ a
-        with computed_in("tf32", device):
+        with computed_in("tf32", GPU):
             cut = a @ a
         assert torch.backends.cuda.matmul.allow_tf32 == outside
     finally:

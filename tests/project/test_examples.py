@@ -1,4 +1,4 @@
-"""The scripts and the grid below examples; the plugin has a test of its own."""
+"""The scripts and the grids below examples; the plugin has a test of its own."""
 
 import subprocess
 import sys
