@@ -133,6 +133,18 @@ class TestAttackers:
         view = doubles.seen[-1]
         assert torch.equal(view.simulate_defense(rows).update, view.simulate_defense(rows).update)
 
+    @pytest.mark.parametrize(
+        ("server", "known"),
+        [({"learning_rate": 0.25}, 0.25), ({"learning_rate": 0.25, "optimizer": "SGD"}, 1.0)],
+        ids=["share", "optimizer"],
+    )
+    def test_the_simulated_defense_knows_how_far_the_server_goes(
+        self, doubles: ModuleType, server: dict[str, Any], known: float
+    ) -> None:
+        settings = {**TINY, "clients": 6, "malicious": 2, "rounds": 1, "attack": "doubles:Spy", "server": server}
+        list(simulation(settings, defense="mean", knows_defense=True).rounds())
+        assert doubles.seen[-1].simulate_defense.view.learning_rate == known
+
     def test_wrong_shape_is_said(self, doubles: ModuleType) -> None:
         with pytest.raises(FedSieveError) as error:
             records_of(TINY, clients=6, malicious=2, attack="doubles:OneRow")

@@ -326,7 +326,7 @@ class TestView:
         expected = torch.rand(4, generator=stream(11, "defense", 3))
         same(torch.rand(4, generator=view.generator), expected)
         assert {f.name for f in dataclasses.fields(view)} == {
-            "round", "n_malicious", "generator", "global_params", "state", "root", "network"
+            "round", "n_malicious", "generator", "global_params", "state", "root", "network", "learning_rate"
         }  # fmt: skip
         assert {f.name for f in dataclasses.fields(Updates)} == {"matrix", "client_ids", "layout"}
 
@@ -338,6 +338,15 @@ class TestView:
         assert (view.round, view.n_malicious, view.state, view.root, view.network) == (0, 0, None, None, None)
         same(torch.rand(4, generator=view.generator), torch.rand(4, generator=stream(0, "defense", 0)))
         same(following.params, [0.5, 1, 1.5, 4, 5])  # half of the parameters' update
+
+    @pytest.mark.parametrize(("optimizer", "known"), [(None, 0.25), (torch.optim.SGD, 1.0), (torch.optim.Adam, 1.0)])
+    def test_says_which_share_of_the_aggregate_is_added(
+        self, optimizer: type[torch.optim.Optimizer] | None, known: float
+    ) -> None:
+        spy = Spy()
+        server = Server(spy, LAYOUT, learning_rate=0.25, optimizer=optimizer)
+        server.step(ServerState(torch.zeros(5)), updates_of([GOOD]))
+        assert spy.seen[0][1].learning_rate == known
 
     def test_screening_leaves_f_as_it_is(self) -> None:
         spy = Spy()

@@ -127,6 +127,8 @@ class ServerView:
         state: What the stage returned as ``state`` in the last round; None in the first.
         root: The root dataset, if the server has one.
         network: The architecture, if the server can run the model.
+        learning_rate: Share of the aggregate's trained coordinates that the server adds to the model; 1 where an
+            optimizer takes the step, whose length nobody knows before.
     """
 
     round: int
@@ -136,6 +138,7 @@ class ServerView:
     state: Any = None
     root: Root | None = None
     network: Network | None = None
+    learning_rate: float = 1.0
 
 
 # --- What a defense returns ---------------------------------------------------------------------------------

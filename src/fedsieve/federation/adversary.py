@@ -127,6 +127,7 @@ class Adversary:
         sees_benign_updates: Whether the threat model grants the benign updates.
         defense: The server's defense, if the threat model grants it.
         assumed_malicious: f, as the attacker assumes the server has it.
+        server_learning_rate: Share of the aggregate that the server adds, as the attacker knows it with the defense.
     """
 
     attack: Attack
@@ -142,6 +143,7 @@ class Adversary:
     sees_benign_updates: bool
     defense: Aggregator | None
     assumed_malicious: int
+    server_learning_rate: float
 
     def ids(self, cohort: Sequence[int], round: int) -> list[int]:
         """The ids under which the server sees the clients of a round: new ones where the attack changes them.
@@ -211,7 +213,14 @@ class Adversary:
         if self.defense is not None:
             generator = stream(self.seed, "simulated defense", round)
             estimate = ServerView(
-                round, self.assumed_malicious, generator, params, memory["defense"], root, self.network
+                round=round,
+                n_malicious=self.assumed_malicious,
+                generator=generator,
+                global_params=params,
+                state=memory["defense"],
+                root=root,
+                network=self.network,
+                learning_rate=self.server_learning_rate,
             )
             simulated = SimulatedDefense(self.defense, self.trainer.model.layout, ids, estimate)
         view = AttackView(

@@ -127,6 +127,11 @@ class Server:
     root: Callable[[Tensor, int], Root] | None = None
     network: Network | None = None
 
+    @property
+    def added(self) -> float:
+        """Share of the aggregate that is added to the model; 1 where an optimizer takes the step."""
+        return self.learning_rate if self.optimizer is None else 1.0
+
     def step(self, state: ServerState, updates: Updates) -> tuple[ServerState, Decision]:
         """Run one round.
 
@@ -152,6 +157,7 @@ class Server:
             state=state.defense,
             root=self.root(state.params, state.round) if self.root else None,
             network=self.network,
+            learning_rate=self.added,
         )
         decision = defend(self.defense, updates, view)
         params, optimizer = state.params, state.optimizer

@@ -147,6 +147,7 @@ class Simulation:
             sees_benign_updates=e.knowledge == "full",
             defense=defense if e.knows_defense else None,
             assumed_malicious=e.assumed_malicious,
+            server_learning_rate=server.added,
         )
         personal = None
         if e.local.batch_norm == "local":

@@ -294,6 +294,40 @@ class TestHalved:
             assert (factor < 1) == cut
             assert float(before) < float(root.gradient(params + step, balanced_loss)[0]) <= float(before) + 1
 
+    @pytest.mark.parametrize("guided", [False, True], ids=["steady", "guide"])
+    @pytest.mark.parametrize(
+        ("rate", "share", "judged"),
+        [(1 / 2, 0.5, 1.0), (1 / 2, 0.51, 1 / 2), (1 / 50, 0.51, 1 / 50), (2.0, 0.0, 2.0), (2.0, 0.51, 2.0)],
+    )
+    def test_by_what_the_server_adds_while_most_steps_would_be_halved(
+        self, guided: bool, rate: float, share: float, judged: float
+    ) -> None:
+        root, params = linear(), 0.5 * normal(12, seed=3)
+        before, uphill = root.gradient(params, balanced_loss)
+
+        def step_of(update: Tensor, lately: Lately, rate: float = 1.0) -> tuple[Tensor, float, Lately]:
+            if not guided:
+                return steady(update, root, params, lately, rate)
+            own = references(torch.zeros(5, 12, dtype=F64))  # after which nothing rises
+            return guide(update, own, root, params, torch.Generator(), 1.0, lately, rate)
+
+        update, aside = 5 * uphill, Lately(0.31, float(before), share)
+        step, factor, then = step_of(update, aside, rate)
+        added, expected, _ = step_of(judged * update, aside)
+        assert factor == expected
+        assert torch.allclose(judged * step, added)
+        assert (factor < 1) == (guided or judged > 1 / 50)
+        assert then.halved == pytest.approx(share + (1 - share) / 200)  # of the whole step, whatever was done
+
+    def test_the_servers_own_updates_are_shortened_as_the_step_is(self) -> None:
+        root, params = linear(), torch.zeros(12, dtype=F64)
+        before, uphill = root.gradient(params, balanced_loss)
+        update = 20 * uphill / uphill.norm()
+        edge = Lately(0.31, float(before) + 100, 0.51)
+        for size, factor in ((1.0, 1.0), (0.3, 1 / 4)):
+            own = references(size * update.expand(5, -1))
+            assert guide(update, own, root, params, torch.Generator(), 1.0, edge, 0.1)[1] == factor
+
     def test_may_rise_as_much_as_after_the_servers_own_updates_on_average(self) -> None:
         root, params = linear(), 0.5 * normal(12, seed=3)
         uphill = root.gradient(params, balanced_loss)[1]
@@ -348,18 +382,20 @@ class TestHalved:
 
 
 class TestLately:
-    def test_means_over_fifty_rounds(self) -> None:
+    def test_running_means(self) -> None:
         lately = Lately()
         for _ in range(50):
-            lately = lately.then(2.0, True)
+            lately = lately.then(2.0, True, True)
         assert lately.loss == 2.0
         assert lately.too_long == pytest.approx(1 - 0.98**50)
-        assert lately.then(7.0).loss == pytest.approx(2.1)
-        assert lately.then(7.0).too_long == lately.too_long  # where nothing was asked
+        assert lately.halved == pytest.approx(1 - 0.995**50)
+        assert lately.then(7.0, False).loss == pytest.approx(2.1)
+        assert lately.then(7.0, False).halved == pytest.approx(0.995 * lately.halved)
+        assert lately.then(7.0, False).too_long == lately.too_long  # where nothing was asked
 
     def test_comes_back_from_a_state(self) -> None:
         assert Lately.of(Lately().state) == Lately()
-        lately = Lately(0.25, 1.5)
+        lately = Lately(0.25, 1.5, 0.125)
         assert Lately.of({**lately.state, "history": torch.zeros(1)}) == lately
 
 

@@ -128,9 +128,11 @@ class Sieve:
         notes, lately = [], Lately.of(view.state or {})
         if bool(weights.any()):
             if e.trusted:  # a wrong root must not stop the training
-                update, factor, lately = guide(update, references, root, params, view.generator, e.fit, lately)
+                update, factor, lately = guide(
+                    update, references, root, params, view.generator, e.fit, lately, view.learning_rate
+                )
             else:
-                update, factor, lately = steady(update, root, params, lately)
+                update, factor, lately = steady(update, root, params, lately, view.learning_rate)
             notes += [f"sieve cut a step that raised the root loss (to {factor:g} of it)"] * (factor < 1)
         if not e.trusted and references.complete:
             notes.append(f"{MISFIT} (limits are {e.widened:.1f} times as wide)")

@@ -26,20 +26,24 @@ _RISE = 0.1  # of the root loss, in nats, beyond which first order says nothing
 _LEAP = 1.0  # of the root loss above what it has been lately, in nats, beyond which a training is about to end
 _ROUNDS = 50  # of the running means
 _OFTEN = 0.3  # share of the rounds of which that is so, beyond which root data guide no step
+_MOST = 0.5  # share of the rounds with a halved step, beyond which a step is judged by what the server adds of it
+_MANY_ROUNDS = 200  # of the running mean of that share
 _TINY = 1e-300
 
 
 @dataclass(frozen=True)
 class Lately:
-    """What root data have said of the rounds before, as running means over fifty rounds.
+    """What root data have said of the rounds before, as running means.
 
     Attributes:
-        too_long: The share of rounds in which updates were too long for first order.
-        loss: The root loss before the step, in nats; None before the first round.
+        too_long: The share of rounds in which updates were too long for first order, over fifty rounds.
+        loss: The root loss before the step, in nats, over fifty rounds; None before the first round.
+        halved: The share of rounds in which the whole step would have been halved, over two hundred rounds.
     """
 
     too_long: float = 0.0
     loss: float | None = None
+    halved: float = 0.0
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Lately":
@@ -49,17 +53,34 @@ class Lately:
     @property
     def state(self) -> dict[str, Tensor]:
         """For the next round; empty before the first."""
-        return {} if self.loss is None else {"lately": torch.tensor([self.too_long, self.loss], dtype=torch.float64)}
+        if self.loss is None:
+            return {}
+        return {"lately": torch.tensor([self.too_long, self.loss, self.halved], dtype=torch.float64)}
+
+    def judged(self, rate: float) -> float:
+        """Which multiple of the step is judged where the server adds the share ``rate`` of it.
+
+        The whole step, which is a margin of safety where the server adds less. A model at the edge of what is stable at
+        the server's rate is far beyond it at 1: then nearly every step would be halved, the model would stay as steep
+        as it is, and the training slow.
+        """
+        return rate if self.halved > _MOST else max(1.0, rate)
 
     def most(self, before: float) -> float:
         """The root loss above which no step is taken whole, whatever the server's own updates do."""
         return max(before, (before if self.loss is None else self.loss) + _LEAP)
 
-    def then(self, before: float, too_long: bool | None = None) -> "Lately":
-        """After a round with this root loss before its step."""
+    def then(self, before: float, halved: bool, too_long: bool | None = None) -> "Lately":
+        """After a round.
+
+        Args:
+            before: The root loss before its step.
+            halved: Whether the whole step would have been halved.
+            too_long: Whether updates were too long for first order; None where nothing says so.
+        """
         loss = before if self.loss is None else self.loss + (before - self.loss) / _ROUNDS
         share = self.too_long if too_long is None else self.too_long + (too_long - self.too_long) / _ROUNDS
-        return Lately(share, loss)
+        return Lately(share, loss, self.halved + (halved - self.halved) / _MANY_ROUNDS)
 
 
 def guide(
@@ -70,6 +91,7 @@ def guide(
     generator: torch.Generator,
     fit: float = 1.0,
     lately: Lately = Lately(),
+    rate: float = 1.0,
 ) -> tuple[Float64[Tensor, " p"], float, Lately]:
     """The aggregate after what root data have to say about it.
 
@@ -82,7 +104,8 @@ def guide(
     own held-out updates, at most three times: root data are few, and must not stop the training. Where the model is
     steep, the server's own updates raise it as well. So a step after which it would be a nat above its mean over the
     last fifty rounds, and higher than before, is halved whatever they do, at most six times. The root loss is a
-    cross-entropy in which all classes have the same weight.
+    cross-entropy in which all classes have the same weight, and the one after the whole step, or, while most steps
+    would be halved, after what the server adds of it (:meth:`Lately.judged`).
 
     The projections are right to first order. Where the root loss rises by a tenth after the better one, and after the
     server's own updates too, updates are too long for it, as at learning rates at the edge of what is stable. While
@@ -97,56 +120,70 @@ def guide(
         generator: Draws twenty classes if there are more.
         fit: How well root data fit the clients, in [0, 1].
         lately: Of the rounds before.
+        rate: Share of the step that the server adds to the model.
 
     Returns:
         The step, no longer than ``update`` and the mean held-out update together; the factor it was shortened by, 1 to
         1/64; and what is known in the next round.
     """
     held = references.held_out[: references.n_balanced]
-    losses = partial(losses_after, root=root, params=params)
+    losses, whole, share = partial(losses_after, root=root, params=params), max(1.0, rate), lately.judged(rate)
     steps = projected(update, held, slopes_of_classes(root, params, len(update), generator), fit)
     aside = lately.too_long > _OFTEN
     if aside:
         steps = torch.cat([steps, update[None].to(steps)])
-    before, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]))
+    before, *after = losses(torch.cat([torch.zeros_like(steps[:1]), steps]), rate=whole)
     best = min((0, 1), key=lambda k: after[k] if after[k] == after[k] else float("inf"))
     chosen = 2 if aside else best
-    own = fmean(losses(held)) if len(held) and not after[chosen] <= before else before
-    too_long = not (after[best] <= before + _RISE or own <= before + _RISE)
-    most = lately.most(before)
-    limit = min(max(before, own), most)
-    step, factor = halved(steps[chosen], after[chosen], limit, most, losses)
-    return step, factor, lately.then(before, too_long)
+    step, loss, most = steps[chosen], after[chosen], lately.most(before)
+
+    def allowed(loss: float, rate: float) -> float:
+        return max(before, fmean(losses(held, rate=rate))) if len(held) and not loss <= before else before
+
+    limit = allowed(loss, whole)
+    too_long = not (after[best] <= before + _RISE or limit <= before + _RISE)
+    then = lately.then(before, not loss <= min(limit, most), too_long)
+    if share < whole:
+        (loss,) = losses(step[None], rate=share)
+        limit = allowed(loss, share)
+    return *halved(step, loss, min(limit, most), most, partial(losses, rate=share)), then
 
 
 def steady(
-    update: Float64[Tensor, " p"], root: Root, params: Float[Tensor, " d"], lately: Lately = Lately()
+    update: Float64[Tensor, " p"],
+    root: Root,
+    params: Float[Tensor, " d"],
+    lately: Lately = Lately(),
+    rate: float = 1.0,
 ) -> tuple[Float64[Tensor, " p"], float, Lately]:
     """The aggregate where root data don't fit the clients: they guide no step, but so long a one ends a training.
 
-    It is halved, six times at most, while the root loss after it is a nat above its mean over the last fifty rounds,
-    and higher than before.
+    It is halved, six times at most, while the root loss after it, or after what the server adds of it as in
+    :func:`guide`, is a nat above its mean over the last fifty rounds, and higher than before.
 
     Args:
         update: The aggregate.
         root: Root data.
         params: The global model, [d].
         lately: Of the rounds before.
+        rate: Share of the step that the server adds to the model.
 
     Returns:
         The step, the factor it was shortened by, and what is known in the next round.
     """
-    losses = partial(losses_after, root=root, params=params)
-    before, after = losses(torch.stack([torch.zeros_like(update), update]))
+    losses, whole, share = partial(losses_after, root=root, params=params), max(1.0, rate), lately.judged(rate)
+    before, loss = losses(torch.stack([torch.zeros_like(update), update]), rate=whole)
     most = lately.most(before)
-    step, factor = halved(update, after, most, most, losses)
-    return step, factor, lately.then(before)
+    then = lately.then(before, not loss <= most)
+    if share < whole:
+        (loss,) = losses(update[None], rate=share)
+    return *halved(update, loss, most, most, partial(losses, rate=share)), then
 
 
-def losses_after(steps: Float[Tensor, "k p"], root: Root, params: Float[Tensor, " d"]) -> list[float]:
-    """The root loss after each of k steps from the global model."""
+def losses_after(steps: Float[Tensor, "k p"], root: Root, params: Float[Tensor, " d"], rate: float) -> list[float]:
+    """The root loss after ``rate`` times each of k steps from the global model."""
     moved = params.repeat(len(steps), 1)
-    moved[:, : steps.shape[1]] += steps.to(params)
+    moved[:, : steps.shape[1]] += rate * steps.to(params)
     return several.losses(root, moved, balanced_loss).tolist()
 
 
