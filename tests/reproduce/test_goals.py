@@ -175,6 +175,7 @@ class TestDevelopment:
     def test_what_was_used(self) -> None:
         used = development.development()
         assert used.data == {
+            "blurred digits": (101, 102),
             "digits": (101, 102, 103, 104, 105, 106),
             "har": (101, 102, 103),
             "noisy digits": (101, 102),
@@ -188,7 +189,8 @@ class TestDevelopment:
         page = tables.markdown(suite, plan, compare(suite, plan, {}, {}), "how")
         section = page.partition("## Development and reported settings")[2]
         assert (
-            "| data (seeds) | digits (101, 102, 103, 104, 105, 106), har (101, 102, 103), noisy digits (101, 102) "
+            "| data (seeds) | blurred digits (101, 102), digits (101, 102, 103, 104, 105, 106), har (101, 102, 103), "
+            "noisy digits (101, 102) "
             "| digits (0, 1, 2), fashion-mnist (0), har" in section
         )
         assert "Nothing was chosen on: fashion-mnist (four rounds timed with seed 101; that long runs" in section
