@@ -99,4 +99,4 @@ def test_the_line_search_keeps_no_model_steep(blurred_digits: Path) -> None:
     assert np.mean(["cut" in r.note for r in found[70:120]]) > 0.9  # it is at the edge
     assert np.mean(["cut" in r.note for r in found[300:]]) < 0.7
     assert accuracy(found) > 0.7
-    assert np.mean([r.false_positive_rate for r in found]) < 0.01
+    assert np.mean([len(r.rejected) for r in found]) < 0.3  # of thirty
