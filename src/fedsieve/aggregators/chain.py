@@ -1,10 +1,11 @@
 """A chain of stages: pre-aggregators change updates, detectors reject clients, an aggregator takes the rest."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from fedsieve.aggregators.mean import Mean
 from fedsieve.core import contract
 from fedsieve.core.defense import (
     Aggregate,
@@ -44,6 +45,15 @@ def tolerable(stage: Stage, n_clients: int, f: int) -> int:
     return f
 
 
+@runtime_checkable
+class Averaging(Protocol):
+    """A pre-aggregator without a state that averages what it would hand on, without writing it."""
+
+    def with_mean(self) -> Aggregator:
+        """What computes the same as this stage with the mean behind it, to rounding."""
+        ...
+
+
 @dataclass(frozen=True)
 class Chain:
     """Detectors and pre-aggregators in order, each on the previous stage's updates, and an aggregator.
@@ -70,7 +80,11 @@ class Chain:
         states: list[Any] = list(view.state or [None] * (len(self.stages) + 1))
         stay = torch.ones_like(updates.client_ids, dtype=torch.bool)
         scores, diagnosis, decided, left = None, None, False, updates
-        for k, stage in enumerate(self.stages):
+        stages, aggregator = self.stages, self.aggregator
+        last = stages[-1]
+        if isinstance(last, Averaging) and isinstance(aggregator, Mean):
+            stages, aggregator = stages[:-1], last.with_mean()
+        for k, stage in enumerate(stages):
             seen = _view(view, stage, left, states[k])
             if isinstance(stage, PreAggregator):
                 changed = contract.preaggregate(stage, left, seen)
@@ -88,7 +102,7 @@ class Chain:
             if not stay.any():
                 zero, weights = torch.zeros_like(updates.matrix[0]), torch.zeros_like(updates.matrix[:, 0])
                 return Aggregate(zero, weights, stay, scores, tuple(states), diagnosis)
-        result = contract.aggregate(self.aggregator, left, _view(view, self.aggregator, left, states[-1]))
+        result = contract.aggregate(aggregator, left, _view(view, aggregator, left, states[-1]))
         states[-1] = result.state
         result = result.scattered(stay, torch.inf)
         accepted = result.accepted if result.accepted is not None else stay if decided else None

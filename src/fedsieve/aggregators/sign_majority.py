@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsieve.core.defense import Aggregate, ServerView, Updates
 from fedsieve.core.direct import direct
 from fedsieve.core.errors import ParameterError
-from fedsieve.core.linalg import column_blocks, middle, room_for_blocks
+from fedsieve.core.linalg import column_blocks, many_columns, middle, room_for_blocks
 from fedsieve.core.traits import Traits
 
 
@@ -50,14 +50,26 @@ def majority(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor
     Every column's weight is spread evenly over the rows that have the majority's sign; a tied column has no weight.
     """
     outcome, weights, ones = torch.empty_like(x[0]), x.new_zeros(len(x)), x.new_ones(len(x))
-    room = room_for_blocks(x, 1)[0]
+    room, many = room_for_blocks(x, 1)[0], many_columns(x)
     for block in column_blocks(x):
         signs = torch.sign(x[:, block], out=room[:, : block.stop - block.start])
-        outcome[block] = (ones @ signs).sign()
-        winners = signs.mul_(outcome[block]).clamp_(min=0)  # 1 where the sign is the majority's, else 0
-        weights += winners @ (1 / (ones @ winners).clamp(min=1))
+        votes = ones @ signs
+        torch.sign(votes, out=outcome[block])
+        weights += _shares(signs, votes, outcome[block], exact=not many)
     total = weights.sum()
     return outcome, torch.where(total > 0, weights / total, 0)
+
+
+def _shares(
+    signs: Float[Tensor, "n w"], votes: Float[Tensor, " w"], outcome: Float[Tensor, " w"], exact: bool
+) -> Float[Tensor, " n"]:
+    """Each row's share of these columns, without rounding if ``exact``; may overwrite the signs."""
+    flat = signs.reshape(-1)
+    if not exact and float(flat @ flat) == len(flat):  # no zeros: every sign is the majority's or its opposite
+        each = outcome / (len(signs) + votes.abs())  # half of 1 / winners
+        return (signs @ each + outcome @ each).clamp_(min=0)
+    winners = signs.mul_(outcome).clamp_(min=0)  # 1 where the sign is the majority's, else 0
+    return winners @ (1 / winners.sum(dim=0).clamp(min=1))
 
 
 def typical_size(x: Float[Tensor, "n d"]) -> float:

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsieve.core.clipping import check_max_norm, clip_updates
-from fedsieve.core.defense import PreAggregated, ServerView, Updates
+from fedsieve.core.clipping import check_max_norm, clip_updates, clipped_mean
+from fedsieve.core.defense import Aggregate, Aggregator, PreAggregated, ServerView, Updates
 from fedsieve.core.direct import direct
+from fedsieve.core.linalg import uniform_weights
 from fedsieve.core.traits import Traits
 
 
@@ -70,3 +71,25 @@ class NormClipping:
         return PreAggregated(
             updates.with_matrix(torch.cat([clipped, statistics], dim=1) if statistics.shape[1] else clipped)
         )
+
+    def with_mean(self) -> Aggregator:
+        """See :class:`fedsieve.aggregators.chain.Averaging`."""
+        return ClippedMean(self.max_norm)
+
+
+@dataclass(frozen=True)
+class ClippedMean:
+    """Norm clipping and the mean behind it, which writes no clipped update; not registered.
+
+    Attributes:
+        max_norm: The bound; None takes the median length of the round's updates.
+    """
+
+    max_norm: float | None = None
+
+    def __call__(self, updates: Updates, view: ServerView, /) -> Aggregate:
+        """See :class:`fedsieve.core.defense.Aggregator`."""
+        x, statistics = updates.parameters, updates.statistics
+        update, _ = clipped_mean(x, self.max_norm)
+        everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return Aggregate(torch.cat([update, statistics.mean(dim=0)]), uniform_weights(everyone, x.dtype))

@@ -109,6 +109,20 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert results[0][2] == pytest.approx(results[1][2], rel=1e-12)
 
 
+@pytest.mark.parametrize("zeros", [0.0, 1e-4, 0.5])
+def test_many_columns(zeros: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 200_000, generator=generator) * (torch.rand(9, 200_000, generator=generator) >= zeros)
+    x[8] = -x[:8].sum(dim=0).sign()
+    signs = x.sign()
+    winners = (signs == signs.sum(dim=0).sign()) & (signs != 0)
+    expected = (winners / winners.sum(dim=0).clamp(min=1)).sum(dim=1, dtype=torch.float64)
+    outcome, weights = majority(x)
+    assert torch.equal(outcome, signs.sum(dim=0).sign())
+    torch.testing.assert_close(weights.double(), expected / expected.sum(), rtol=1e-5, atol=1e-7)
+    assert weights.min() >= 0
+
+
 @pytest.mark.parametrize("step", [0.0, -1.0, math.inf, math.nan])
 def test_parameters(step: float) -> None:
     with pytest.raises(ParameterError) as error:

@@ -86,6 +86,24 @@ class TestByHand:
         assert trimmed.update.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("columns", [40, 20_000])
+@pytest.mark.parametrize("max_norm", [None, 3.0])
+def test_the_mean_behind_it_writes_no_clipped_update(
+    make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, columns: int, max_norm: float | None
+) -> None:
+    layout = Layout.of({"w": torch.empty(columns)}, {"var": torch.empty(3)})
+    x = torch.randn(7, columns + 3, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 8)[:, None]
+    u = Updates(x, torch.arange(7), layout)
+    clipped = NormClipping(max_norm).preaggregate(u, make.view(u)).updates
+    expected = Mean()(clipped, make.view(clipped))
+    monkeypatch.setattr(NormClipping, "preaggregate", None)
+    found = Chain((NormClipping(max_norm),), Mean())(u, make.view(u))
+    exact = {"rtol": 0.0, "atol": 0.0} if columns < 100 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found.update, expected.update, **exact)
+    assert torch.equal(found.weights, expected.weights)
+    assert (found.state, found.accepted) == ((None, None), None)
+
+
 @pytest.mark.parametrize(("m", "n"), [(1, 4), (3, 11), (4, 9)])
 def test_a_minority_moves_the_mean_by_its_share_of_the_bound(make: SimpleNamespace, m: int, n: int) -> None:
     x = torch.zeros(n, 8, dtype=torch.float64)
