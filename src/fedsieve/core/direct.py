@@ -78,7 +78,7 @@ def direct(
                 return found, all(finite(part) for part in _parts(found))
 
             for key, value in tensors.items():
-                if key != main and not _largest(value.to(working)) <= _LARGEST:
+                if key != main and not largest(value.to(working)) <= _LARGEST:
                     least = f"finite in {_type(working)} and at most {_LARGEST:.0e}"
                     raise ParameterError(f"{name}: {key} must be {least}")
             if not spreads and _wide(name, main, x.to(working), drops):
@@ -205,10 +205,10 @@ def finite(x: Tensor) -> bool:
     >>> finite(torch.tensor([1.0, torch.nan]))
     False
     """
-    return not x.is_floating_point() or isfinite(_largest(x))
+    return not x.is_floating_point() or isfinite(largest(x))
 
 
-def _largest(x: Tensor) -> float:
+def largest(x: Tensor) -> float:
     """The largest absolute value; NaN or inf where there is one."""
     least, most = torch.aminmax(x)
     return max(abs(float(least)), abs(float(most)))
@@ -221,21 +221,21 @@ def _wide(name: str, key: str, x: Float[Tensor, "n d"], drops: str) -> bool:
         ParameterError: If a row is not finite, or most are beyond what float64 has squares of.
     """
     limit = torch.finfo(x.dtype).max / (8 * len(x))
-    if _largest(x) <= min(limit, _LARGEST):  # one pass over the matrix, where nothing is the matter
+    if largest(x) <= min(limit, _LARGEST):  # one pass over the matrix, where nothing is the matter
         return False
-    largest = torch.maximum(x.amax(dim=1), -x.amin(dim=1))
-    bad = (~largest.isfinite()).nonzero().squeeze(1).tolist()
+    sizes = torch.maximum(x.amax(dim=1), -x.amin(dim=1))
+    bad = (~sizes.isfinite()).nonzero().squeeze(1).tolist()
     if bad:
         rows = ", ".join(map(str, bad[:_ROWS_NAMED])) + (f" and {k} more" if (k := len(bad) - _ROWS_NAMED) > 0 else "")
         are = "row {} of {} is" if len(bad) == 1 else "rows {} of {} are"
         raise ParameterError(f"{name}: {are.format(rows, key)} not finite; fedsieve.{drops} drops such rows")
-    middle = float(largest.median())
+    middle = float(sizes.median())
     if middle > _LARGEST:
         raise ParameterError(
             f"{name}: the median row of {key} has values up to {middle:.3g}, float64 has squares of {_LARGEST:.0e} at "
             f"most; divide {key} by a constant"
         )
-    return float(largest.max()) > limit
+    return float(sizes.max()) > limit
 
 
 def _parts(found: Any) -> tuple[Tensor, ...]:

@@ -188,8 +188,8 @@ class FlatModel:
 
         with torch.enable_grad():
             values, gradients, _ = self._run(lambda: self._backward(flat, x, y, all_of), x, seed, "train on")
-        rest = flat.new_zeros(len(losses), len(flat) - gradients.shape[1])
-        return values, torch.cat([gradients, rest], dim=1)
+        rest = len(flat) - gradients.shape[1]
+        return values, torch.cat([gradients, flat.new_zeros(len(losses), rest)], dim=1) if rest else gradients
 
     def losses(
         self, flats: Float[Tensor, "m d"], x: Tensor, y: Int[Tensor, " k"], loss: Loss = _USUAL, seed: int = 0

@@ -35,6 +35,9 @@ def check_precision(precision: Precision, device: torch.device, dtype: torch.dty
 def computed_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Within, products and convolutions are computed in ``precision``, whatever is set outside."""
     if device.type != "cuda":
+        if precision != "bfloat16" and not torch.is_autocast_enabled(device.type):
+            yield
+            return
         # without a cache of cast weights, since weights change in place between passes
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
             yield

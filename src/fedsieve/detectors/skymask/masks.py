@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsieve.core.defense import Root
+from fedsieve.core.direct import finite, largest
 from fedsieve.core.layout import Layout
 from fedsieve.core.linalg import column_blocks
 from fedsieve.core.loss import LossName
@@ -23,6 +24,7 @@ from fedsieve.detectors.skymask.fused import fused_step, is_fused
 # The published code looks at the loss once, after this step, and stops there if it fell by less than this.
 CODE_STOPS_AFTER, CODE_MIN_GAIN = 11, 1e-2
 _ASKED_EVERY = 10
+_BLOCK = 1 << 18  # entries of a block of columns; four matrices of it are in use at a time
 
 
 def masked_mean(x: Float[Tensor, "n d"], masks: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
@@ -93,8 +95,8 @@ def train_blocks(
         The masks before the sigmoid, in blocks of columns, and the number of steps taken. Training ends where the root
         gradient is not finite; after 0 steps if it is not even at the mean of the candidates.
     """
-    fused, n, device = is_fused(candidates[0]), sum(map(len, candidates)), global_params.device
-    blocks = [slice(0, len(global_params))] if fused else list(column_blocks(candidates[0]))
+    fused, n = is_fused(candidates[0]), sum(map(len, candidates))
+    blocks = [slice(0, len(global_params))] if fused else list(column_blocks(candidates[0], max(1024, _BLOCK // n)))
     updates, masks = in_blocks(n, blocks, global_params), in_blocks(n, blocks, global_params)
     gates = [] if fused else in_blocks(n, blocks, global_params)
     for block, x, m in zip(blocks, updates, masks, strict=True):
@@ -107,26 +109,27 @@ def train_blocks(
     scratch = mean.new_empty(0 if fused else updates[0].numel())
     factor = len(root.data[1]) if summed else 1
     how: dict[str, float] = {"learning_rate": learning_rate, "clip": math.inf if clip is None else clip}
-    active, steps = torch.ones((), dtype=torch.bool, device=device), torch.zeros((), dtype=torch.long, device=device)
+    active: Tensor | bool = True  # a tensor on the GPU, as is the number of steps
+    steps: Tensor | int = 0
     first = None
     for step in range(1, max_steps + 1):
         value, outer = root.gradient(global_params + mean, loss)
         if summed:
             value, outer = value * factor, outer * factor
         first = value.clone() if first is None else first
-        active = active & (torch.linalg.vector_norm(outer, torch.inf) < torch.inf)  # else there is nothing to learn
-        steps += active
         if fused:
-            moved = fused_step(updates[0], masks[0], mean, total, outer, active, tolerance=tolerance, **how)
-            active = active & moved
-        elif active:
-            found = False  # one gate that moves is enough
+            going = (torch.linalg.vector_norm(outer, torch.inf) < torch.inf) & active
+            steps = steps + going
+            active = going & fused_step(updates[0], masks[0], mean, total, outer, going, tolerance=tolerance, **how)
+        elif finite(outer):
+            steps, active = steps + 1, False  # one gate that moves is enough
             for block, x, m, g in zip(blocks, updates, masks, gates, strict=True):
-                asked = None if found else tolerance
-                found = plain_step(x, m, g, mean[block], total[block], outer[block], scratch, tolerance=asked, **how)
-            active.fill_(found)
+                asked = None if active else tolerance
+                active = plain_step(x, m, g, mean[block], total[block], outer[block], scratch, tolerance=asked, **how)
+        else:  # there is nothing to learn
+            break
         if early_stop and step == CODE_STOPS_AFTER:
-            active = active & ~(first - value < CODE_MIN_GAIN)
+            active = ~(first - value < CODE_MIN_GAIN) & active
         if (not fused or step % _ASKED_EVERY == 0) and not active:
             break
     return masks, int(steps)
@@ -178,9 +181,7 @@ def plain_step(
     torch.sigmoid(masks, out=gates)
     torch.sum(gates, dim=0, out=total)
     torch.sum(torch.mul(gates, x, out=work), dim=0, out=mean).div_(total)
-    if before is None or tolerance is None:
-        return True
-    return not bool(before.sub_(gates).abs_().max() <= tolerance)
+    return before is None or tolerance is None or not largest(before.sub_(gates)) <= tolerance
 
 
 def rows_without_overflow(
