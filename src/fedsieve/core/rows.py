@@ -1,6 +1,6 @@
 """Rows put together, copied only where that has to be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -31,3 +31,14 @@ def stacked(rows: Sequence[Shaped[Tensor, "*shape"]]) -> Shaped[Tensor, "k *shap
     (True, torch.Size([2, 2]))
     """
     return torch.stack(list(rows)) if len(rows) > 1 else rows[0][None]
+
+
+def flattened(tensors: Iterable[Shaped[Tensor, "k ..."]], like: Float[Tensor, "k d"]) -> Float[Tensor, "k s"]:
+    """Row i of all these tensors, one after the other; without any, no columns beside the rows of ``like``.
+
+    >>> flattened([torch.ones(2, 1), torch.zeros(2, 1, 2)], torch.empty(2, 9))
+    tensor([[1., 0., 0.],
+            [1., 0., 0.]])
+    """
+    rows = [tensor.reshape(len(like), -1) for tensor in tensors]
+    return torch.cat(rows, dim=1) if rows else like.new_empty(len(like), 0)

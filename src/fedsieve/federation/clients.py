@@ -8,7 +8,7 @@ at once (a branch on data, random numbers) is computed client by client.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +24,7 @@ from torch.func import vmap
 from fedsieve.core.errors import ParameterError
 from fedsieve.core.loss import LossName
 from fedsieve.core.memory import Memory
-from fedsieve.core.rows import stacked
+from fedsieve.core.rows import flattened, stacked
 from fedsieve.core.seeding import stream
 from fedsieve.federation.batches import Batches
 from fedsieve.models.convolution import ByClient
@@ -235,7 +235,11 @@ class Trainer:
                 if s.momentum:
                     velocity = torch.zeros_like(local[:, :n_parameters]) if velocity is None else velocity
                     velocity[rows] = gradients = s.momentum * velocity[rows] + gradients
-                local[rows, :n_parameters] -= gradients.mul_(s.learning_rate)
+                gradients.mul_(s.learning_rate)
+                if isinstance(rows, slice):  # "-=" would write the result once more
+                    local[:, :n_parameters].sub_(gradients)
+                else:
+                    local[rows, :n_parameters] -= gradients
                 local[rows, n_parameters:] = statistics
         return local
 
@@ -286,14 +290,8 @@ class Trainer:
         with torch.enable_grad(), computed_in(self.settings.precision, local.device), way:
             losses, moved = vmap(loss)(leaves, statistics, x, y)
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-        return _flat(gradients, local), _flat(moved.values(), local)
+        return flattened(gradients, local), flattened(moved.values(), local)
 
     def _draws(self, client: int, round: int, step: int) -> int:
         """The seed of the random numbers that a forward pass draws."""
         return stream(self.seed, f"dropout/{step}", round, client).initial_seed()
-
-
-def _flat(tensors: Iterable[Tensor], like: Float[Tensor, "c d"]) -> Float[Tensor, "c k"]:
-    """One row per client of all its tensors."""
-    rows = [tensor.reshape(len(like), -1) for tensor in tensors]
-    return torch.cat(rows, dim=1) if rows else like.new_empty(len(like), 0)
