@@ -36,6 +36,7 @@ from fedsieve.models.precision import Precision, computed_in
 _CPU_CHUNK_FLOATS = 1 << 21  # the weights of one chunk stay in a CPU's cache; on a GPU it takes what memory there is
 # On a CPU, batches of so few samples are not worth a pass of their own: clients that start from one model share it.
 _FEW_SAMPLES, _SHARED_FLOATS = 4, 1 << 25
+_FIRST = torch.zeros(1, dtype=torch.long)  # the batch of a client with one sample
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,14 @@ class Trainer:
             personal: By client id, the BatchNorm values from which it starts, instead of those of ``params``.
         """
         ids, data = list(clients), [clients[i] for i in clients]
-        plans = [self._plan(i, len(own.y), round) for i, own in zip(ids, data, strict=True)]
+        plans = [self._plan(i, own.y.numel(), round) for i, own in zip(ids, data, strict=True)]
         result = self._memory.blank((len(ids), len(params)), params)
         # clients with equal batch sizes side by side, so that a chunk needs few separate computations
-        order = sorted(range(len(ids)), key=lambda k: [len(batch) for batch in plans[k]])
+        order = sorted(range(len(ids)), key=lambda k: [batch.numel() for batch in plans[k]])
         while order:
             rows = order[: self._chunk(params, len(order))]
             if personal is None and self.shares(params.device):
-                few = list(takewhile(lambda k: plans[k] and len(plans[k][0]) <= _FEW_SAMPLES, order))
+                few = list(takewhile(lambda k: plans[k] and plans[k][0].numel() <= _FEW_SAMPLES, order))
                 rows = few[: max(1, _SHARED_FLOATS // len(params))] or rows
             place = slice(rows[0], rows[0] + len(rows))
             # trained where they are wanted, if they are side by side there
@@ -174,7 +175,7 @@ class Trainer:
     def _plan(self, client: int, n_samples: int, round: int) -> list[Int[Tensor, " _"]]:
         """The batches of one client in one round."""
         if n_samples == 1:  # as most reference updates have: nothing is drawn
-            return [torch.zeros(1, dtype=torch.long)] * (self.settings.epochs or self.settings.steps)
+            return [_FIRST] * (self.settings.epochs or self.settings.steps)
         ahead = self._ahead.pop((round, client, n_samples), None)
         return ahead or self.settings.batches(n_samples, stream(self.seed, "batches", round, client))
 
@@ -216,7 +217,7 @@ class Trainer:
             by_size: dict[int, list[int]] = defaultdict(list)
             for k, plan in enumerate(plans):
                 if step < len(plan):
-                    by_size[len(plan[step])].append(k)
+                    by_size[plan[step].numel()].append(k)
             for members in by_size.values():
                 x, y = data.take(members, [plans[k][step] for k in members])
                 rows = slice(None) if len(members) == len(clients) else members  # a slice copies nothing
