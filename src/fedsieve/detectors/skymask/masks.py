@@ -106,7 +106,8 @@ def train_blocks(
         torch.sigmoid(m, out=g)
     mean = torch.cat([x.mean(dim=0) for x in updates])  # equal masks: the plain mean
     total = torch.full_like(mean, n) * mean.new_ones(()).sigmoid()
-    scratch = mean.new_empty(0 if fused else updates[0].numel())
+    scratch, widths = mean.new_empty(0 if fused else updates[0].numel()), [x.shape[1] for x in updates]
+    parts = list(zip(updates, masks, gates, torch.split(mean, widths), torch.split(total, widths), strict=False))
     factor = len(root.data[1]) if summed else 1
     how: dict[str, float] = {"learning_rate": learning_rate, "clip": math.inf if clip is None else clip}
     active: Tensor | bool = True  # a tensor on the GPU, as is the number of steps
@@ -123,9 +124,9 @@ def train_blocks(
             active = going & fused_step(updates[0], masks[0], mean, total, outer, going, tolerance=tolerance, **how)
         elif finite(outer):
             steps, active = steps + 1, False  # one gate that moves is enough
-            for block, x, m, g in zip(blocks, updates, masks, gates, strict=True):
-                asked = None if active else tolerance
-                active = plain_step(x, m, g, mean[block], total[block], outer[block], scratch, tolerance=asked, **how)
+            for (x, m, g, centre, sums), slope in zip(parts, torch.split(outer, widths), strict=True):
+                asked, last = None if active else tolerance, step == max_steps
+                active = plain_step(x, m, g, centre, sums, slope, scratch, tolerance=asked, last=last, **how)
         else:  # there is nothing to learn
             break
         if early_stop and step == CODE_STOPS_AFTER:
@@ -153,6 +154,7 @@ def plain_step(
     learning_rate: float,
     clip: float,
     tolerance: float | None,
+    last: bool = False,
 ) -> bool:
     """A step of gradient descent for some columns, in place: :func:`mask_gradient`, then :func:`masked_mean`.
 
@@ -167,6 +169,7 @@ def plain_step(
         learning_rate: As in :func:`train_blocks`.
         clip: As there; infinite for none.
         tolerance: As there; None where nobody asks if a gate moved.
+        last: Whether no step follows: then only the masks change.
 
     Returns:
         Whether a gate moved by more than the tolerance; True where nobody asks.
@@ -177,6 +180,8 @@ def plain_step(
     if clip < math.inf:
         work.clamp_(-clip, clip)
     masks.sub_(work, alpha=learning_rate)
+    if last:
+        return True
     before = None if tolerance is None else gates.clone()
     torch.sigmoid(masks, out=gates)
     torch.sum(gates, dim=0, out=total)
