@@ -79,12 +79,8 @@ class RootClient:
         self, flat: Float[Tensor, " d"], loss: LossName | Loss = "cross-entropy", /
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """A loss on the root data and its gradient; BatchNorm normalises with the statistics of the root batch."""
-        known = self._known(flat)
-        if loss not in known:
-            values, gradients = self._computed(flat, _functions([loss]))
-            known[loss] = values[0], gradients[0]
-        value, gradient = known[loss]
-        return value.clone(), gradient.clone()  # what is kept can't be written to
+        values, gradients = self.gradients(flat, [loss])
+        return values[0], gradients[0]
 
     def gradients(
         self, flat: Float[Tensor, " d"], losses: Sequence[LossName | Loss], /
