@@ -73,23 +73,39 @@ def longest(of: list[RoundRecord]) -> float:
     return max(r.update_norm or 0.0 for r in of)
 
 
+Three = tuple[list[RoundRecord], list[RoundRecord], list[RoundRecord]]
+
+
+@pytest.fixture(scope="module")
+def by_heart(noisy_digits: Path) -> Three:
+    """With the mean; with sieve, without an attack; with sieve beside six who agree on one update."""
+    mean = records(noisy_digits, attack="none", defense="mean")
+    plain = records(noisy_digits, attack="none", defense="sieve")
+    return mean, plain, records(noisy_digits, attack="min-sum", defense="sieve")
+
+
 @pytest.mark.slow
-def test_without_an_attack_and_beside_colluders(noisy_digits: Path) -> None:
+def test_without_an_attack_and_beside_colluders(by_heart: Three) -> None:
     """The mean's accuracy, with steps that don't jump.
 
     Projected in every round, this training was not finite after 280 rounds. With the server's own updates as the only
     measure of how far a step may go, as on data that no model knows by heart, it could end after 450; and six who agree
     on one update had a third of the others rejected.
     """
-    mean = records(noisy_digits, attack="none", defense="mean")
-    plain = records(noisy_digits, attack="none", defense="sieve")
+    mean, plain, attacked = by_heart
     assert accuracy(plain) > accuracy(mean) - 0.05
     assert longest(plain) < 1.1 * longest(mean)
-    attacked = records(noisy_digits, attack="min-sum", defense="sieve")
     assert accuracy(attacked) > accuracy(mean) - 0.06
     assert longest(attacked) < 1.1 * longest(mean)
     assert np.mean([r.false_positive_rate for r in attacked]) < 0.03
     assert np.mean([r.false_negative_rate for r in attacked]) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [1, 2], ids=["plain", "attacked"])
+@pytest.mark.xfail(strict=True, reason="since the line search judges what the server adds, 4 % longer than the mean's")
+def test_no_step_is_longer_than_the_means(by_heart: Three, k: int) -> None:
+    assert longest(by_heart[k]) < longest(by_heart[0])
 
 
 @pytest.fixture(scope="module")
